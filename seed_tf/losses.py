@@ -1,0 +1,414 @@
+"""The objectives: what the student's embedding of a view is trained towards.
+
+SEED's loss is attention. With `p` the teacher's and `q` the student's softmax
+over the points `d` (the image's own teacher embedding and the queue),
+
+    loss = -sum_j p_j log q_j = logsumexp_j(z_s.d_j / t_s) - z_s.m_t / t_s
+    d loss / d z_s = (m_s - m_t) / t_s
+    m_t = sum_j p_j d_j,  m_s = sum_j q_j d_j
+
+so the value, its gradient and both entropies follow from two softmax
+attentions whose keys and values are the queue. One online softmax over blocks
+of the queue gathers all of them in `O(batch * dim)` memory, where the textbook
+form keeps several `[batch, queue]` tensors.
+
+Every objective of `seed_tf.SEED` is a function
+
+    objective(student, teacher, queue, *, student_temperature,
+              teacher_temperature) -> loss [B], or (loss [B], metrics)
+
+of L2-normalised embeddings `student [B, D]`, `teacher [B, D]` and
+`queue [K, D]`, with a gradient to `student` only; `metrics` maps names to
+`[B]` tensors that are logged.
+"""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+def _attention(queries, own, queue, block_size, include_own=True):
+    """Softmax attention of `queries` over {own point, queue}, streamed.
+
+    Args:
+        queries: `[R, D]` float32, already divided by their temperatures.
+        own: `[R, D]` float32, a further point of each row.
+        queue: `[K, D]` float32, keys and values.
+        block_size: int, rows of the queue taken at a time.
+        include_own: bool, whether `own` is one of the points or only the
+            origin that `surprise` is measured from.
+
+    Returns:
+        `(surprise [R], mass [R, 1], rest [R, 1], part [R, D], largest [R])`:
+        the logarithm of the softmax's denominator less the own point's logit
+        (with `include_own` its -log probability); the probabilities of the
+        own point and of the queue, which add up to 1; the queue's part of the
+        softmax-weighted mean, which is `mass * own + part`; and the largest
+        logit over the queue. Measured from the own point, a nearly one-hot
+        softmax is not the difference of two large numbers.
+    """
+    size, dim = queue.shape
+    block_size = min(block_size, size)
+    own_logit = ops.sum(queries * own, axis=1, keepdims=True)
+
+    def fold(block, carry):
+        peak, total, weighted, largest = carry
+        logits = ops.matmul(queries, ops.transpose(block))
+        largest = ops.maximum(largest, ops.max(logits, axis=1, keepdims=True))
+        new_peak = ops.maximum(peak, largest)
+        weights = ops.exp(logits - new_peak)
+        decay = ops.exp(peak - new_peak)
+        total = total * decay + ops.sum(weights, axis=1, keepdims=True)
+        weighted = weighted * decay + ops.matmul(weights, block)
+        return new_peak, total, weighted, largest
+
+    def step(i, *carry):
+        block = ops.slice(queue, (i * block_size, 0), (block_size, dim))
+        return i + 1, *fold(block, carry)
+
+    # The lowest float, not -inf: exp(-inf - -inf) is NaN.
+    lowest = ops.full_like(own_logit, -3.4e38)
+    zero = ops.zeros_like(own_logit)
+    peak = own_logit if include_own else lowest
+    carry = peak, zero, ops.zeros_like(own), lowest
+    blocks, remainder = divmod(size, block_size)
+    if blocks == 1:
+        carry = fold(queue[:block_size], carry)
+    else:
+        # Not ops.fori_loop: it would run the products of ten blocks ahead,
+        # and hold them all.
+        _, *carry = tf.while_loop(
+            lambda i, *_: i < blocks, step, (0, *carry), parallel_iterations=1
+        )
+    if remainder:
+        carry = fold(queue[size - remainder :], carry)
+    peak, total, weighted, largest = carry
+
+    if include_own:
+        mass = ops.exp(own_logit - peak)
+        log_all = ops.log1p(total + ops.expm1(own_logit - peak))
+    else:
+        mass, log_all = zero, ops.log(total)
+    everything = mass + total
+    return (
+        (peak - own_logit + log_all)[:, 0],
+        mass / everything,
+        total / everything,
+        weighted / everything,
+        largest[:, 0],
+    )
+
+
+def _with_gradient(value, inputs, gradient):
+    """`value [B]` whose gradient with respect to `inputs` is `gradient`."""
+    value, gradient = ops.stop_gradient(value), ops.stop_gradient(gradient)
+    # The added difference is exactly zero; only its derivative counts.
+    moved = inputs - ops.stop_gradient(inputs)
+    return value + ops.sum(gradient * moved, axis=1)
+
+
+def _prepare(student, teacher, queue, **temperatures):
+    """Float32 inputs, of which only the first carries a gradient."""
+    for name, temperature in temperatures.items():
+        check_temperature(name, temperature)
+    student = ops.cast(student, "float32")
+    teacher = ops.stop_gradient(ops.cast(teacher, "float32"))
+    queue = ops.stop_gradient(ops.cast(queue, "float32"))
+    shapes = student.shape, teacher.shape, queue.shape
+    same_batch = None in (shapes[0][0], shapes[1][0]) or (
+        shapes[0][0] == shapes[1][0]
+    )
+    if (
+        any(len(shape) != 2 for shape in shapes)
+        or len({shape[1] for shape in shapes}) != 1
+        or not same_batch
+    ):
+        raise ValueError(
+            "Expected student [B, D], teacher [B, D] and queue [K, D] of one "
+            f"width D. Received: student {tuple(shapes[0])}, teacher "
+            f"{tuple(shapes[1])}, queue {tuple(shapes[2])}."
+        )
+    return student, teacher, queue
+
+
+def check_temperature(name, value):
+    """Raises ValueError unless the temperature is a positive number.
+
+    Tensors, whose values are not known while a graph is built, pass.
+    """
+    if isinstance(value, (int, float)) and not 0 < value < float("inf"):
+        raise ValueError(
+            f"`{name}` must be a positive number; the paper uses 0.2 for the "
+            f"student and 0.01 for the teacher. Received: {name}={value}."
+        )
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+def similarity_distillation(
+    student,
+    teacher,
+    queue,
+    *,
+    student_temperature=0.2,
+    teacher_temperature=0.01,
+    include_teacher=True,
+    block_size=1024,
+    return_metrics=False,
+):
+    """SEED's loss: cross-entropy of two similarity distributions.
+
+    Computed in float32 whatever comes in, in `O(B * (D + block_size))` memory.
+
+    Args:
+        student: `[B, D]` L2-normalised embeddings; the only input that
+            receives a gradient.
+        teacher: `[B, D]` L2-normalised embeddings of the same views.
+        queue: `[K, D]` L2-normalised teacher embeddings of earlier images.
+        student_temperature: positive float.
+        teacher_temperature: positive float; towards 0 the target becomes
+            one-hot at the image itself and the loss becomes `info_nce`.
+        include_teacher: whether the image's own teacher embedding is one of
+            the points, as in the paper.
+        block_size: rows of the queue held against the batch at a time.
+        return_metrics: also return what tells a healthy run from a sick one.
+
+    Returns:
+        The loss `[B]` float32; with `return_metrics` a pair of it and a dict
+        of `[B]` tensors: "gap", the KL divergence from the target to the
+        student; "teacher_neighbours" and "student_neighbours", the number
+        exp(entropy) of points that each distribution spreads over;
+        "self_mass", the target's probability of the image itself.
+
+    Raises:
+        ValueError: if widths or batch sizes differ, or a temperature is not
+            positive.
+
+    Source: Fang et al., ICLR 2021, section 3.2.
+
+    Example:
+
+    >>> z = keras.utils.normalize(np.random.randn(8, 16).astype("float32"))
+    >>> queue = keras.utils.normalize(np.random.randn(32, 16))
+    >>> seed_tf.losses.similarity_distillation(z, z, queue).shape
+    TensorShape([8])
+    """
+    student, teacher, queue = _prepare(
+        student,
+        teacher,
+        queue,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    )
+    queries = ops.concatenate(
+        [
+            ops.stop_gradient(student) / student_temperature,
+            teacher / teacher_temperature,
+        ]
+    )
+    own = ops.concatenate([teacher, teacher])
+    surprise, mass, rest, part, _ = _attention(
+        queries, own, queue, block_size, include_teacher
+    )
+    batch = ops.shape(student)[0]
+    q_s, q_t = queries[:batch], queries[batch:]
+    mass_s, mass_t = mass[:batch], mass[batch:]
+    rest_s, rest_t = rest[:batch], rest[batch:]
+    part_s, part_t = part[:batch], part[batch:]
+
+    shift_t = part_t - rest_t * teacher  # the target's mean less the own point
+    loss = surprise[:batch] - ops.sum(q_s * shift_t, axis=1)
+    # mass_s - mass_t, from whichever of mass and 1 - mass has more digits.
+    own_difference = ops.where(
+        rest_s + rest_t < 1, rest_t - rest_s, mass_s - mass_t
+    )
+    mean_difference = part_s - part_t + own_difference * teacher
+    gradient = mean_difference / student_temperature
+    loss = _with_gradient(loss, student, gradient)
+    if not return_metrics:
+        return loss
+    entropy_t = surprise[batch:] - ops.sum(q_t * shift_t, axis=1)
+    shift_s = part_s - rest_s * teacher
+    entropy_s = surprise[:batch] - ops.sum(q_s * shift_s, axis=1)
+    metrics = {
+        "gap": loss - entropy_t,
+        "teacher_neighbours": ops.exp(entropy_t),
+        "student_neighbours": ops.exp(entropy_s),
+    }
+    if include_teacher:
+        metrics["self_mass"] = mass_t[:, 0]
+    return loss, {k: ops.stop_gradient(v) for k, v in metrics.items()}
+
+
+def info_nce(
+    query,
+    key,
+    queue,
+    *,
+    temperature=0.2,
+    block_size=1024,
+    return_metrics=False,
+):
+    """InfoNCE of a query against its key and a queue of negatives.
+
+    Args:
+        query: `[B, D]` L2-normalised embeddings; the only input that receives
+            a gradient.
+        key: `[B, D]` L2-normalised embeddings of the other view.
+        queue: `[K, D]` L2-normalised keys of earlier images.
+        temperature: positive float.
+        block_size: rows of the queue held against the batch at a time.
+        return_metrics: also return a dict with "accuracy" `[B]`: 1.0 where
+            the own key is nearer than every point of the queue.
+
+    Returns:
+        The loss `[B]` float32, with `return_metrics` a pair of it and the dict.
+
+    Raises:
+        ValueError: if widths or batch sizes differ, or the temperature is not
+            positive.
+
+    Source: He et al., "Momentum Contrast", CVPR 2020, equation 1.
+    """
+    query, key, queue = _prepare(query, key, queue, temperature=temperature)
+    scaled = ops.stop_gradient(query) / temperature
+    surprise, _, rest, part, largest = _attention(
+        scaled, key, queue, block_size
+    )
+    gradient = (part - rest * key) / temperature
+    loss = _with_gradient(surprise, query, gradient)
+    if not return_metrics:
+        return loss
+    nearest = ops.sum(scaled * key, axis=1) > largest
+    return loss, {"accuracy": ops.cast(nearest, "float32")}
+
+
+# The alternatives that the paper compares with.
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+def l2(
+    student,
+    teacher,
+    queue,
+    *,
+    student_temperature=0.2,
+    teacher_temperature=0.01,
+):
+    """Squared distance to the teacher's embedding; the queue is not used.
+
+    Arguments and errors as `similarity_distillation`. Returns `[B]` float32,
+    `2 - 2 cos`, in [0, 4].
+    """
+    student, teacher, _ = _prepare(student, teacher, queue)
+    return ops.sum(ops.square(student - teacher), axis=1)
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+def binary_contrastive(
+    student,
+    teacher,
+    queue,
+    *,
+    student_temperature=0.2,
+    teacher_temperature=0.01,
+):
+    """Binary cross-entropy: the image's own teacher embedding, or the queue's.
+
+    Noise-contrastive estimation with K noise samples: the log-odds that a
+    point is the image's own are `z_s.d / t_s - log K`, and the loss is the sum
+    of K+1 logistic losses. Arguments and errors as `similarity_distillation`.
+    Keeps one `[B, K]` tensor. Returns `[B]` float32.
+
+    Source: the contrastive objective of Tian et al., "Contrastive
+    Representation Distillation", ICLR 2020, section 3.1, with a uniform noise
+    distribution.
+    """
+    student, teacher, queue = _prepare(
+        student, teacher, queue, student_temperature=student_temperature
+    )
+    prior = ops.log(ops.cast(queue.shape[0], "float32"))
+    own = ops.sum(student * teacher, axis=1) / student_temperature - prior
+    others = ops.matmul(student, ops.transpose(queue)) / student_temperature
+    return ops.softplus(-own) + ops.sum(ops.softplus(others - prior), axis=1)
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+def kmeans_clustering(
+    student,
+    teacher,
+    queue,
+    *,
+    student_temperature=0.2,
+    teacher_temperature=0.01,
+    num_clusters=256,
+    iterations=2,
+):
+    """Cross-entropy with the cluster that the teacher's embedding falls into.
+
+    The clusters are spherical k-means centroids of the queue, started from its
+    first rows and moved by `iterations` Lloyd steps. Arguments and errors as
+    `similarity_distillation`; `num_clusters` is capped at the queue's size.
+    Returns `[B]` float32.
+
+    Source: a form of the paper's k-means ablation that needs no pass over the
+    data: the centroids follow the queue.
+    """
+    student, teacher, queue = _prepare(
+        student, teacher, queue, student_temperature=student_temperature
+    )
+    centroids = queue[: min(num_clusters, queue.shape[0])]
+    for _ in range(iterations):
+        nearest = ops.argmax(
+            ops.matmul(queue, ops.transpose(centroids)), axis=1
+        )
+        sums = ops.segment_sum(queue, nearest, num_segments=centroids.shape[0])
+        # An empty cluster keeps its centroid.
+        empty = ops.all(sums == 0, axis=1, keepdims=True)
+        centroids = ops.where(empty, centroids, normalise(sums))
+    target = ops.argmax(ops.matmul(teacher, ops.transpose(centroids)), axis=1)
+    logits = ops.matmul(student, ops.transpose(centroids)) / student_temperature
+    return keras.losses.sparse_categorical_crossentropy(
+        target, logits, from_logits=True
+    )
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+def online_clustering(
+    student,
+    teacher,
+    queue,
+    *,
+    student_temperature=0.2,
+    teacher_temperature=0.01,
+    num_prototypes=256,
+    iterations=3,
+    sharpness=0.05,
+):
+    """Cross-entropy with balanced soft cluster codes of the teacher's batch.
+
+    The queue's first rows are the prototypes. The teacher's similarities to
+    them, over `sharpness`, are balanced over the batch by `iterations` rounds
+    of Sinkhorn-Knopp. Arguments and errors as `similarity_distillation`.
+    Returns `[B]` float32.
+
+    Source: the codes of Caron et al., "SwAV", NeurIPS 2020, section 3.1, with
+    prototypes from the queue in place of learned ones.
+    """
+    student, teacher, queue = _prepare(
+        student, teacher, queue, student_temperature=student_temperature
+    )
+    prototypes = ops.transpose(queue[: min(num_prototypes, queue.shape[0])])
+    log_codes = ops.matmul(teacher, prototypes) / sharpness
+    for _ in range(iterations):
+        log_codes -= ops.logsumexp(log_codes, axis=0, keepdims=True)
+        log_codes -= ops.logsumexp(log_codes, axis=1, keepdims=True)
+    logits = ops.matmul(student, prototypes) / student_temperature
+    return keras.losses.categorical_crossentropy(
+        ops.exp(log_codes), logits, from_logits=True
+    )
+
+
+def normalise(embeddings):
+    """L2-normalises the last axis in float32, for embeddings of any dtype."""
+    embeddings = ops.cast(embeddings, "float32")
+    return ops.normalize(embeddings, axis=-1, epsilon=1e-12)
