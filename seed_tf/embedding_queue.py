@@ -1,0 +1,113 @@
+"""The queue of teacher embeddings: a ring buffer that lives with the model."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class EmbeddingQueue(keras.layers.Layer):
+    """The last `size` embeddings, first in, first out.
+
+    Two non-trainable weights, saved and restored with the model that owns the
+    queue: `embeddings [size, dim]` float32, random unit vectors at the start
+    (the authors' code), and `enqueued`, an int64 count of all embeddings ever
+    enqueued, from which `cursor` and `filled` follow.
+
+    Under a `tf.distribute` strategy every replica must enqueue the same,
+    all-gathered batch; the copies then stay equal.
+
+    Args:
+        size: positive int, K of the paper (65,536).
+        dim: positive int, the width of an embedding.
+        seed: int or None, for the random vectors at the start.
+
+    Raises:
+        ValueError: if `size` or `dim` is not a positive integer, or a batch
+            is not `[n, dim]`.
+
+    Example:
+
+    >>> queue = seed_tf.EmbeddingQueue(size=4, dim=2)
+    >>> queue.enqueue(np.ones((3, 2), "float32"))
+    >>> int(queue.cursor), float(queue.filled)
+    (3, 0.75)
+    """
+
+    def __init__(self, size, dim, *, seed=None, **kwargs):
+        # Under every mixed-precision policy the queue is float32, not trained.
+        kwargs.update(dtype="float32", trainable=False)
+        super().__init__(**kwargs)
+        for name, value in (("size", size), ("dim", dim)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"`{name}` must be a positive integer. "
+                    f"Received: {name}={value!r}."
+                )
+        self.size, self.dim, self.seed = size, dim, seed
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(size, dim),
+            initializer=_RandomUnitVectors(seed),
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        self.enqueued = self.add_weight(
+            name="enqueued",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        self.built = True
+
+    @property
+    def cursor(self):
+        """Row that the next embedding goes to: scalar int64 in [0, size)."""
+        return self.enqueued.value % self.size
+
+    @property
+    def filled(self):
+        """Share of rows that hold real embeddings: scalar float32 in [0, 1]."""
+        share = ops.cast(self.enqueued.value, "float32") / self.size
+        return ops.minimum(share, 1.0)
+
+    def enqueue(self, batch):
+        """Overwrites the oldest rows with `batch [n, dim]`, of any `n >= 0`.
+
+        Of a batch longer than the queue the newest rows stay.
+        """
+        batch = ops.cast(batch, "float32")
+        if len(batch.shape) != 2 or batch.shape[1] != self.dim:
+            raise ValueError(
+                f"Expected a batch of embeddings [n, {self.dim}]. "
+                f"Received: shape {tuple(batch.shape)}."
+            )
+        rows = tf.shape(batch, out_type=tf.int64)[0]
+        dropped = tf.maximum(rows - self.size, 0)
+        positions = self.enqueued.value + tf.range(dropped, rows)
+        # The variable's own scatter writes the rows in place;
+        # ops.scatter_update would copy the whole queue twice in each step.
+        self.embeddings.value.scatter_update(
+            tf.IndexedSlices(batch[dropped:], positions % self.size)
+        )
+        self.enqueued.assign_add(rows)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "dim": self.dim,
+            "seed": self.seed,
+        }
+
+
+class _RandomUnitVectors(keras.initializers.Initializer):
+    """Directions drawn uniformly: normal vectors divided by their length."""
+
+    def __init__(self, seed):
+        self._normal = keras.initializers.RandomNormal(stddev=1.0, seed=seed)
+
+    def __call__(self, shape, dtype=None):
+        return ops.normalize(self._normal(shape, dtype=dtype), axis=-1)
