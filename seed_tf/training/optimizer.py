@@ -1,0 +1,74 @@
+"""Stochastic gradient descent as PyTorch defines it, which the paper used."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class SGD(keras.optimizers.Optimizer):
+    """SGD with momentum and coupled weight decay, PyTorch's rule:
+
+        g <- g + weight_decay * w;  v <- momentum * v + g;  w <- w - lr * v
+
+    for every trainable weight, BatchNorm and biases included. It differs from
+    `keras.optimizers.SGD` twice. Keras's `weight_decay` is decoupled (it
+    shrinks the weight beside the momentum, some ten times less at momentum
+    0.9), and its velocity has the learning rate of earlier steps inside, so
+    that the two part ways as soon as a schedule moves.
+
+    Args:
+        learning_rate: float, or a Keras learning rate schedule.
+        momentum: float in [0, 1).
+        weight_decay: float, 0 or more.
+
+    Raises:
+        ValueError: if momentum or weight decay is out of range.
+
+    Source: the rule in torch.optim.SGD's documentation; momentum and weight
+    decay of Fang et al., ICLR 2021.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        momentum=0.9,
+        weight_decay=1e-4,
+        name="sgd",
+        **kwargs,
+    ):
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"`momentum` must be in [0, 1). Received: momentum={momentum}."
+            )
+        if weight_decay < 0:
+            raise ValueError(
+                "`weight_decay` must not be negative. "
+                f"Received: weight_decay={weight_decay}."
+            )
+        # The base class applies a `weight_decay` of its own, decoupled: it is
+        # told of none.
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+        self.coupled_weight_decay = weight_decay
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.velocities = self.add_optimizer_variables(
+                variables, "velocity"
+            )
+
+    def update_step(self, gradient, variable, learning_rate):
+        gradient = ops.cast(gradient, variable.dtype)
+        gradient += self.coupled_weight_decay * variable
+        velocity = self.velocities[self._get_variable_index(variable)]
+        self.assign(velocity, self.momentum * velocity + gradient)
+        rate = ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, rate * velocity)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "weight_decay": self.coupled_weight_decay,
+        }
