@@ -4,6 +4,7 @@ import json
 import time
 
 import keras
+from keras import ops
 
 
 class Progress(keras.callbacks.Callback):
@@ -73,7 +74,7 @@ class MetricsLog(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         line = {
             "epoch": epoch + 1,
-            "step": int(self.model.step),
+            "step": int(ops.convert_to_numpy(self.model.step)),
             "seconds": round(time.monotonic() - self._start, 2),
             "learning_rate": float(self.model.optimizer.learning_rate),
             **{name: float(value) for name, value in (logs or {}).items()},

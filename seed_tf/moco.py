@@ -1,0 +1,230 @@
+"""MoCo v2: the paper's baseline, and the way to train one's own teacher."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from seed_tf import losses, stateless
+from seed_tf.embedding_queue import EmbeddingQueue
+from seed_tf.two_tower import (
+    TwoTower,
+    cosine,
+    dry_run,
+    embed,
+    noise_images,
+    spread,
+)
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class MoCo(TwoTower):
+    """Momentum contrast: an encoder learns to tell images apart.
+
+    Two views of every image; the encoder's embedding of the first must match
+    the momentum encoder's of the second among a queue of earlier ones. The
+    model called on images gives the encoder's embeddings.
+
+    A key that BatchNorm normalises with the batch it came in carries a trace
+    of that batch, by which the encoder can find it without looking at the
+    image (He et al., section 3.3, "Shuffling BN"). So keys are computed in
+    batches shuffled across replicas or, on one device, in shuffled groups that
+    play the replicas' part. Synchronised BatchNorm would undo it: it stays as
+    it is in the encoder, but is switched off in the momentum encoder.
+
+    Args:
+        encoder: keras.Model, images `[B, H, W, 3]` float32 in [0, 255] ->
+            embeddings `[B, D]`. Trained.
+        views: layer or callable, uint8 `[B, H, W, 3]` -> float32
+            `[B, s, s, 3]` in [0, 255], e.g. `seed_tf.views.moco_v2(224)`.
+        queue_size: positive int.
+        temperature: positive float.
+        momentum: float in [0, 1), by which the momentum encoder keeps its
+            weights at each step.
+        shuffle_groups: positive int, parts of a batch whose keys are
+            normalised apart, on one device; 8, as the paper trained on 8
+            GPUs. It must divide the batch. Several replicas are groups
+            themselves.
+        seed: int. Views, dropout and shuffling are functions of it and the
+            step.
+
+    Logged at every step: "loss"; "accuracy", the share of images whose key is
+    nearer than the whole queue; "cosine" of query and key; "spread" of the
+    queries, 0 when they collapse; "queue_filled"; "gradient_norm".
+
+    Raises:
+        ValueError: if the encoder does not give finite `[B, D]` embeddings or
+            an argument is out of range.
+
+    Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297 (v2).
+    """
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        views,
+        queue_size=65536,
+        temperature=0.2,
+        momentum=0.999,
+        shuffle_groups=8,
+        seed=0,
+        name="moco",
+    ):
+        losses.check_temperature("temperature", temperature)
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                "`momentum` must be in [0, 1); the paper uses 0.999. "
+                f"Received: momentum={momentum}."
+            )
+        if not isinstance(shuffle_groups, int) or shuffle_groups < 1:
+            raise ValueError(
+                "`shuffle_groups` must be a positive integer. "
+                f"Received: shuffle_groups={shuffle_groups!r}."
+            )
+        super().__init__(views=views, seed=seed, name=name)
+        samples = self.augment(noise_images(), self.step.value)
+        if len(samples) != 1:
+            raise ValueError("MoCo takes views of one size, not multi_crop.")
+        dim = dry_run(encoder, "encoder", samples)
+        self.encoder = encoder
+        self.momentum_encoder = _copy(encoder)
+        dry_run(self.momentum_encoder, "encoder", samples)
+        self.momentum_encoder.set_weights(encoder.get_weights())
+        self.queue_size = queue_size
+        self.temperature = temperature
+        self.momentum = momentum
+        self.shuffle_groups = shuffle_groups
+        self.queue = EmbeddingQueue(queue_size, dim, seed=seed, name="queue")
+        self.track(
+            *("loss", "accuracy", "cosine", "spread"),
+            *("queue_filled", "gradient_norm"),
+        )
+        self.built = True
+
+    def call(self, images, training=False):
+        return self.encoder(images, training=training)
+
+    def train_step(self, data):
+        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        if images.shape[0] is None:
+            raise ValueError(
+                "MoCo shuffles its batches and needs to know their size: call "
+                "`dataset.batch(..., drop_remainder=True)`. "
+                f"Received: batches of shape {tuple(images.shape)}."
+            )
+        (query_view,) = self.augment(images, self.step.value, stream=0)
+        (key_view,) = self.augment(images, self.step.value, stream=1)
+        self.reseed(self.encoder, self.momentum_encoder)
+        key = self._keys(key_view)
+        with tf.GradientTape() as tape:
+            query = embed(self.encoder, query_view, training=True)
+            loss, accuracy = self._contrast(query, key)
+            scaled_loss = self.scale(loss)
+        gradient_norm = self.minimise(
+            scaled_loss, tape, self.encoder.trainable_variables
+        )
+        self._follow()
+        self.queue.enqueue(self.all_replicas(key))
+        self.step.assign_add(1)
+        return self.log(
+            loss=loss,
+            accuracy=accuracy,
+            cosine=cosine(query, key),
+            spread=spread(query),
+            queue_filled=self.queue.filled,
+            gradient_norm=gradient_norm,
+        )
+
+    def test_step(self, data):
+        """The held-out loss: the same views each time, queue untouched."""
+        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        step = ops.cast(-1, "int64")
+        (query_view,) = self.augment(images, step, stream=0)
+        (key_view,) = self.augment(images, step, stream=1)
+        query = embed(self.encoder, query_view)
+        key = embed(self.momentum_encoder, key_view)
+        loss, accuracy = self._contrast(query, key)
+        return self.log(
+            loss=loss,
+            accuracy=accuracy,
+            cosine=cosine(query, key),
+            spread=spread(query),
+        )
+
+    def _contrast(self, query, key):
+        loss, metrics = losses.info_nce(
+            query,
+            key,
+            ops.convert_to_tensor(self.queue.embeddings),
+            temperature=self.temperature,
+            return_metrics=True,
+        )
+        return ops.mean(loss), ops.mean(metrics["accuracy"])
+
+    def _follow(self):
+        """Moves the momentum encoder's weights towards the encoder's.
+
+        BatchNorm's statistics are copied: training takes the batch's own.
+        """
+        trained = {id(v) for v in self.encoder.trainable_variables}
+        for ours, theirs in zip(
+            self.momentum_encoder.weights, self.encoder.weights, strict=True
+        ):
+            keep = self.momentum if id(theirs) in trained else 0.0
+            ours.assign(theirs + keep * (ours - theirs))
+
+    def _keys(self, view):
+        """The momentum encoder's embeddings `[B, D]`, without gradient."""
+        everyone = self.all_replicas(view)
+        batch, total = view.shape[0], everyone.shape[0]
+        # One order for all replicas: it depends on the step alone.
+        draws = stateless.uniform(
+            stateless.image_seeds(self.seed, self.step.value, total), 1
+        )
+        order = tf.argsort(draws[:, 0])
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        mine = slice(replica * batch, (replica + 1) * batch)
+        keys = self._forward_in_groups(tf.gather(everyone, order[mine]))
+        keys = tf.gather(self.all_replicas(keys), tf.argsort(order)[mine])
+        return ops.stop_gradient(keys)
+
+    def _forward_in_groups(self, view):
+        def forward(group):
+            return embed(self.momentum_encoder, group, training=True)
+
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            return forward(view)
+        groups, batch = self.shuffle_groups, view.shape[0]
+        if batch % groups or batch < 2 * groups:
+            raise ValueError(
+                f"A batch must divide into {groups} groups of two images or "
+                "more. Choose another batch size, or MoCo(..., "
+                f"shuffle_groups=...). Received: a batch of {batch}."
+            )
+        parts = tf.reshape(view, [groups, batch // groups, *view.shape[1:]])
+        keys = tf.map_fn(forward, parts, fn_output_signature=tf.float32)
+        return tf.reshape(keys, [batch, self.queue.dim])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "queue_size": self.queue_size,
+            "temperature": self.temperature,
+            "momentum": self.momentum,
+            "shuffle_groups": self.shuffle_groups,
+        }
+
+
+def _copy(encoder):
+    """An encoder of the same architecture whose weights nobody trains."""
+    copy = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(encoder)
+    )
+    # Not `copy.trainable = False`: a frozen BatchNorm ignores training=True.
+    for variable in copy.weights:
+        variable.trainable = False
+    for layer in copy._flatten_layers():
+        if getattr(layer, "synchronized", False):
+            layer.synchronized = False
+    return copy

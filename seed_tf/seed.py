@@ -1,0 +1,194 @@
+"""SEED: self-supervised distillation for visual representation."""
+
+import functools
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from seed_tf import losses
+from seed_tf.embedding_queue import EmbeddingQueue
+from seed_tf.two_tower import (
+    TwoTower,
+    cosine,
+    dry_run,
+    embed,
+    noise_images,
+    spread,
+)
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class SEED(TwoTower):
+    """Trains a student to see the similarities that a frozen teacher sees.
+
+    Of every image one augmented view goes to both towers. The student learns
+    to reproduce the teacher's softmax over similarities between the view and
+    a queue of the teacher's earlier embeddings. No labels are used. The model
+    called on images gives the student's embeddings, so that `predict`,
+    `summary` and exporters mean the student.
+
+    With `seed_tf.views.multi_crop` the small views are distilled as well, each
+    towards the teacher's embedding of the same small view, by a queue of
+    their own (`small_queue`) that takes one small view of each image; the two
+    losses count equally.
+
+    Args:
+        student: keras.Model, images `[B, H, W, 3]` float32 in [0, 255] ->
+            embeddings `[B, D]`. Trained.
+        teacher: keras.Model of the same kind and the same D. Frozen here
+            (`trainable = False`) and always run in inference mode.
+        views: layer or callable, uint8 `[B, H, W, 3]` -> float32
+            `[B, s, s, 3]` in [0, 255], e.g. `seed_tf.views.moco_v2(224)`.
+        queue_size: positive int, K.
+        student_temperature: positive float.
+        teacher_temperature: positive float.
+        objective: function of `seed_tf.losses`' signature, or None for
+            `losses.similarity_distillation`.
+        seed: int. Views and dropout are functions of it and the step.
+
+    Logged at every step: "loss", the cross-entropy; "gap", the loss less the
+    target's entropy, which is the KL divergence and goes to 0;
+    "teacher_neighbours", "student_neighbours", "self_mass" (see
+    `losses.similarity_distillation`); "cosine" between teacher and student;
+    "spread" of the student's embeddings, 0 when they collapse; "queue_filled";
+    "gradient_norm".
+
+    Raises:
+        ValueError: if a tower does not give finite `[B, D]` embeddings, the
+            widths differ, or a size or temperature is not positive.
+
+    Source: Fang et al., ICLR 2021, arXiv 2101.04731, section 3.
+
+    Example:
+
+    >>> seed = seed_tf.SEED(student, teacher, views=seed_tf.views.moco_v2(32),
+    ...                     queue_size=4096)
+    >>> seed.compile(seed_tf.training.SGD(0.03))
+    >>> history = seed.fit(images, epochs=2)
+    """
+
+    def __init__(
+        self,
+        student,
+        teacher,
+        *,
+        views,
+        queue_size=65536,
+        student_temperature=0.2,
+        teacher_temperature=0.01,
+        objective=None,
+        seed=0,
+        name="seed",
+    ):
+        losses.check_temperature("student_temperature", student_temperature)
+        losses.check_temperature("teacher_temperature", teacher_temperature)
+        super().__init__(views=views, seed=seed, name=name)
+        samples = self.augment(noise_images(), self.step.value)
+        dim = dry_run(student, "student", samples)
+        teacher_dim = dry_run(teacher, "teacher", samples)
+        if dim != teacher_dim:
+            raise ValueError(
+                "Student and teacher must give embeddings of one width. "
+                f"Received: student {dim}, teacher {teacher_dim}. Build the "
+                f"student with Encoder(..., embedding_dim={teacher_dim})."
+            )
+        if student is teacher:
+            raise ValueError("`student` and `teacher` are the same model.")
+        self.student, self.teacher = student, teacher
+        self.teacher.trainable = False
+        self.queue_size = queue_size
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.objective = objective
+        self.queue = EmbeddingQueue(queue_size, dim, seed=seed, name="queue")
+        self.small_queue = None
+        if len(samples) > 1:
+            self.small_queue = EmbeddingQueue(
+                queue_size, dim, seed=seed + 1, name="small_queue"
+            )
+        _, measured = self._distil(samples, self._targets(samples))
+        self.track("loss", *measured, "queue_filled", "gradient_norm")
+        self.built = True
+
+    def call(self, images, training=False):
+        return self.student(images, training=training)
+
+    def train_step(self, data):
+        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        views = self.augment(images, self.step.value)
+        targets = self._targets(views)
+        self.reseed(self.student)
+        with tf.GradientTape() as tape:
+            loss, health = self._distil(views, targets, training=True)
+            scaled_loss = self.scale(loss)
+        gradient_norm = self.minimise(
+            scaled_loss, tape, self.student.trainable_variables
+        )
+
+        batch = ops.shape(images)[0]
+        for queue, target in zip(self._queues, targets, strict=True):
+            queue.enqueue(self.all_replicas(target[:batch]))
+        self.step.assign_add(1)
+        return self.log(
+            loss=loss,
+            **health,
+            queue_filled=self.queue.filled,
+            gradient_norm=gradient_norm,
+        )
+
+    def test_step(self, data):
+        """The held-out loss: the same views each time, queue untouched."""
+        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        views = self.augment(images, ops.cast(-1, "int64"))
+        loss, health = self._distil(views, self._targets(views))
+        return self.log(loss=loss, **health)
+
+    def _targets(self, views):
+        """The teacher's embeddings of each size of view, without gradient."""
+        return [embed(self.teacher, v, training=False) for v in views]
+
+    def _distil(self, views, targets, training=False):
+        """The paper's loss, summed over the sizes of views."""
+        loss, embeddings, metrics = 0.0, [], {}
+        for view, target, queue in zip(
+            views, targets, self._queues, strict=True
+        ):
+            z = embed(self.student, view, training=training)
+            value, measured = self._objective(z, target, queue.embeddings)
+            loss += ops.mean(value)
+            embeddings.append(z)
+            metrics = metrics or measured  # health of the full-size view
+        health = {name: ops.mean(value) for name, value in metrics.items()}
+        health["cosine"] = cosine(embeddings[0], targets[0])
+        health["spread"] = spread(embeddings[0])
+        return loss, health
+
+    def _objective(self, student, teacher, queue):
+        objective = self.objective or functools.partial(
+            losses.similarity_distillation, return_metrics=True
+        )
+        value = objective(
+            student,
+            teacher,
+            ops.convert_to_tensor(queue),
+            student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature,
+        )
+        return value if isinstance(value, tuple) else (value, {})
+
+    @property
+    def _queues(self):
+        return [q for q in (self.queue, self.small_queue) if q is not None]
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "student": serialize(self.student),
+            "teacher": serialize(self.teacher),
+            "queue_size": self.queue_size,
+            "student_temperature": self.student_temperature,
+            "teacher_temperature": self.teacher_temperature,
+            "objective": serialize(self.objective),
+        }

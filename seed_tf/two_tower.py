@@ -1,0 +1,324 @@
+"""What SEED and MoCo share: seeded views, safe steps, health metrics."""
+
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from seed_tf import stateless
+from seed_tf.losses import normalise
+
+
+class TwoTower(keras.Model):
+    """A trained tower that follows a second, gradient-free one.
+
+    Subclasses write `train_step`; this class hands them its parts. All
+    randomness of a step (views, dropout) is a function of `(seed, step,
+    position of the image in the global batch)`, so that a resumed run repeats
+    an uninterrupted one and N replicas repeat one device.
+
+    Args:
+        views: the augmentation, see `seed_tf.SEED`.
+        seed: int.
+    """
+
+    def __init__(self, *, views, seed=0, name=None):
+        super().__init__(name=name)
+        self.views = views
+        self.seed = seed
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        call = getattr(views, "call", views)
+        self._views_take_seeds = "seeds" in inspect.signature(call).parameters
+        self._means = {}
+
+    # -- parts of a step ---------------------------------------------------
+
+    def augment(self, images, step, stream=0):
+        """Views of a batch, a list with one tensor per image size.
+
+        Args:
+            images: `[B, H, W, 3]` uint8 or float in [0, 255].
+            step: scalar int64 from which, with `seed`, randomness derives.
+            stream: int; other streams give other views of the same images.
+
+        Returns:
+            `[n * B, s, s, 3]` float32 tensors, the first view of every image
+            first; n is 1 but for multi-crop's small views.
+        """
+        _check_channels(images)
+        if self._views_take_seeds:
+            batch = ops.shape(images)[0]
+            replica = tf.distribute.get_replica_context()
+            index = replica.replica_id_in_sync_group if replica else 0
+            seeds = stateless.image_seeds(self.seed, step, batch, index * batch)
+            views = self.views(images, seeds=stateless.fold_in(seeds, stream))
+        else:
+            views = self.views(images)
+        return list(views) if isinstance(views, (list, tuple)) else [views]
+
+    def reseed(self, *towers):
+        """Makes dropout of this step a function of (seed, step, replica)."""
+        replica = tf.distribute.get_replica_context()
+        index = ops.cast(replica.replica_id_in_sync_group, "int64")
+        # A layer that is called often in one step counts on from here.
+        position = self.step.value * 2**20 + index * 2**10
+        for tower in towers:
+            for i, state in enumerate(_seed_generator_states(tower)):
+                state.assign(
+                    ops.cast(ops.stack([self.seed + i, position]), state.dtype)
+                )
+
+    def scale(self, loss):
+        """The loss to differentiate: this replica's share, scaled for float16.
+
+        Keras sums the gradients of the replicas and leaves the division by
+        their number to custom steps.
+        """
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return self.optimizer.scale_loss(loss / replicas)
+
+    def minimise(self, scaled_loss, tape, variables):
+        """Applies the gradient of a loss from `scale`; returns its norm.
+
+        Of several replicas it is the norm of this replica's own gradient.
+        """
+        gradients = tape.gradient(scaled_loss, variables)
+        norm = tf.linalg.global_norm(gradients) / self.scale(1.0)
+        self.optimizer.apply(gradients, variables)
+        # Float16's loss scaling skips steps that overflow: no norm to report.
+        return tf.where(tf.math.is_finite(norm), norm, 0.0)
+
+    def all_replicas(self, tensor):
+        """`[B, ...]` of every replica, concatenated in replica order."""
+        context = tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync
+        if replicas == 1:
+            return tensor
+        batch, *shape = tensor.shape
+        gathered = context.all_gather(tensor, axis=0)
+        # all_gather forgets the static shape.
+        return tf.ensure_shape(gathered, [batch and replicas * batch, *shape])
+
+    def log(self, **values):
+        """Updates the running mean of each value; returns all of them."""
+        for name, value in values.items():
+            self._means[name].update_state(value)
+        return {name: self._means[name].result() for name in values}
+
+    # -- what Keras calls --------------------------------------------------
+
+    def track(self, *names):
+        """Creates the running means that `log` updates."""
+        self._means = {name: keras.metrics.Mean(name=name) for name in names}
+
+    @property
+    def metrics(self):
+        return list(self._means.values())
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        **kwargs,
+    ):
+        """`keras.Model.fit` that refuses unfit images and stops at a NaN loss.
+
+        Args:
+            x: a `tf.data.Dataset` of batches, or an array, of images
+                `[B, H, W, 3]`, uint8 or float in [0, 255]; labels beside the
+                images are ignored. All batches must have one size: drop the
+                remainder.
+
+        Raises:
+            ValueError: if the images cannot be what the views expect.
+            FloatingPointError: at the first step whose loss is not finite.
+        """
+        if self.loss is not None:
+            raise ValueError(
+                f"{type(self).__name__}.compile takes an optimizer and no "
+                f"`loss`: the objective is the model's own. "
+                f"Received: loss={self.loss!r}."
+            )
+        _check_value_range(x)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [StopAtNaN(), *_as_list(callbacks)]
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, **kwargs
+        )
+
+    def make_train_function(self, force=False):
+        # Built in the first trace of the step, as Keras does, the optimizer's
+        # variables make TensorFlow trace it all a second time.
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "views": keras.saving.serialize_keras_object(self.views),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        revived = {
+            key: keras.saving.deserialize_keras_object(value)
+            if isinstance(value, dict)
+            else value
+            for key, value in config.items()
+        }
+        return cls(**revived)
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Raises FloatingPointError at the first step with a loss not finite.
+
+    It runs before callbacks that save, so earlier checkpoints stay as they
+    are.
+    """
+
+    async_safe = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss became {loss} at step {int(self.model.step.numpy())}. "
+                "Checkpoints saved before are intact. Lower the learning rate, "
+                "warm up longer, or train in float32 or mixed_bfloat16."
+            )
+
+
+def dry_run(tower, role, views):
+    """Runs a tower once on a view of noise; returns its embedding width.
+
+    Builds towers that are not yet built, and finds before any training what
+    would spoil it.
+
+    Args:
+        tower: keras.Model, or any Keras layer.
+        role: str, for messages: "student", "teacher", "encoder".
+        views: list of `[1, s, s, 3]` float32 tensors.
+
+    Raises:
+        ValueError: if the tower does not give finite embeddings `[B, D]`.
+    """
+    if not isinstance(tower, keras.layers.Layer):
+        raise ValueError(
+            f"`{role}` must be a keras.Model, e.g. seed_tf.Encoder(...). "
+            f"Received: {role}={tower!r} of type {type(tower).__name__}."
+        )
+    for view in views:
+        embeddings = tower(view, training=False)
+        shape = getattr(embeddings, "shape", None)
+        if shape is None or len(shape) != 2:
+            raise ValueError(
+                f"`{role}` must give embeddings [B, D]; wrap a backbone in "
+                "seed_tf.Encoder to pool and project its features. "
+                f"Received: output {shape} for input {tuple(view.shape)}."
+            )
+        if not np.all(np.isfinite(ops.convert_to_numpy(embeddings))):
+            raise ValueError(
+                f"`{role}` gives embeddings that are not finite (NaN or "
+                "infinity) for a noise image: its weights are damaged, or its "
+                "float16 range is exceeded. Load it again, or in float32."
+            )
+    return int(shape[-1])
+
+
+def noise_images():
+    """One image `[1, 64, 64, 3]` uint8 for `dry_run`."""
+    return np.random.default_rng(0).integers(
+        0, 256, (1, 64, 64, 3), dtype=np.uint8
+    )
+
+
+def spread(embeddings):
+    """How widely normalised embeddings `[B, D]` spread, scalar in [0, 1].
+
+    The standard deviation over the batch, averaged over dimensions, times
+    sqrt(D): near 1 for directions all around, 0 when all images collapse to
+    one point.
+    """
+    deviation = ops.mean(ops.std(embeddings, axis=0))
+    return deviation * float(embeddings.shape[-1]) ** 0.5
+
+
+def cosine(a, b):
+    """Mean cosine of the rows of normalised `a` and `b`, both `[B, D]`."""
+    return ops.mean(ops.sum(a * b, axis=1))
+
+
+def embed(tower, view, training=False):
+    """L2-normalised float32 embeddings `[B, D]` of a view."""
+    return normalise(tower(view, training=training))
+
+
+def _seed_generator_states(tower):
+    return [
+        v for v in tower.variables if v.path.endswith("seed_generator_state")
+    ]
+
+
+def _as_list(callbacks):
+    if callbacks is None:
+        return []
+    return callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+
+
+def _check_channels(images):
+    if len(images.shape) != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            "Expected a batch of RGB images [B, H, W, 3]. Received: shape "
+            f"{tuple(images.shape)}. Repeat a grey channel three times, and "
+            "call `dataset.batch(...)` on single images."
+        )
+
+
+def _check_value_range(x):
+    """Refuses float images that look like [0, 1]."""
+    if isinstance(x, tf.data.Dataset):
+        spec = x.element_spec
+        spec = spec[0] if isinstance(spec, (list, tuple)) else spec
+        if not getattr(spec, "dtype", tf.uint8).is_floating:
+            return
+        batch = next(iter(x.take(1)), None)
+        batch = batch[0] if isinstance(batch, (list, tuple)) else batch
+    elif getattr(x, "dtype", None) is not None and len(x):
+        batch = x[:64]
+    else:
+        return
+    check_value_range(batch)
+
+
+def check_value_range(images):
+    """Raises ValueError if float images look like [0, 1], not [0, 255]."""
+    images = np.asarray(images)
+    if images.dtype.kind != "f" or not images.size:
+        return
+    low, high = float(images.min()), float(images.max())
+    if (
+        not np.isfinite([low, high]).all()
+        or high <= 1.0 < 255 * high
+        or low < 0
+    ):
+        raise ValueError(
+            "Expected RGB images in [0, 255], as uint8 or float. Received: "
+            f"{images.dtype} values in [{low:.4g}, {high:.4g}]. Leave out the "
+            "normalisation (it is inside the Encoder), or multiply by 255."
+        )
