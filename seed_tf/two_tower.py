@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from seed_tf import stateless
+from seed_tf.images import check_channels, check_value_range
 from seed_tf.losses import normalise
 
 
@@ -54,7 +55,7 @@ class TwoTower(keras.Model):
             `[n * B, s, s, 3]` float32 tensors, the first view of every image
             first; n is 1 but for multi-crop's small views.
         """
-        _check_channels(images)
+        check_channels(images)
         if self._views_take_seeds:
             batch = ops.shape(images)[0]
             replica = tf.distribute.get_replica_context()
@@ -197,8 +198,9 @@ class StopAtNaN(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss", 0.0)
         if not np.isfinite(loss):
+            step = int(self.model.step.numpy())
             raise FloatingPointError(
-                f"The loss became {loss} at step {int(self.model.step.numpy())}. "
+                f"The loss became {loss} at step {step}. "
                 "Checkpoints saved before are intact. Lower the learning rate, "
                 "warm up longer, or train in float32 or mixed_bfloat16."
             )
@@ -281,15 +283,6 @@ def _as_list(callbacks):
     return callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
 
 
-def _check_channels(images):
-    if len(images.shape) != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            "Expected a batch of RGB images [B, H, W, 3]. Received: shape "
-            f"{tuple(images.shape)}. Repeat a grey channel three times, and "
-            "call `dataset.batch(...)` on single images."
-        )
-
-
 def _check_value_range(x):
     """Refuses float images that look like [0, 1]."""
     if isinstance(x, tf.data.Dataset):
@@ -304,21 +297,3 @@ def _check_value_range(x):
     else:
         return
     check_value_range(batch)
-
-
-def check_value_range(images):
-    """Raises ValueError if float images look like [0, 1], not [0, 255]."""
-    images = np.asarray(images)
-    if images.dtype.kind != "f" or not images.size:
-        return
-    low, high = float(images.min()), float(images.max())
-    if (
-        not np.isfinite([low, high]).all()
-        or high <= 1.0 < 255 * high
-        or low < 0
-    ):
-        raise ValueError(
-            "Expected RGB images in [0, 255], as uint8 or float. Received: "
-            f"{images.dtype} values in [{low:.4g}, {high:.4g}]. Leave out the "
-            "normalisation (it is inside the Encoder), or multiply by 255."
-        )

@@ -1,0 +1,90 @@
+"""What an encoder makes of a set of images, as NumPy arrays."""
+
+import numpy as np
+import tensorflow as tf
+
+from seed_tf.images import check_channels, check_value_range
+
+
+def embed(model, images, *, batch_size=256, output="features"):
+    """Runs an encoder in inference mode over a set of images.
+
+    Args:
+        model: an `Encoder`, or any keras.Model of images that gives `[B, C]`.
+        images: `[N, H, W, 3]` array, uint8 or float, RGB in [0, 255], or a
+            `tf.data.Dataset` of batches of such images, alone or as
+            (images, labels). The last batch may be smaller.
+        batch_size: int, images run at a time. A dataset has its own.
+        output: "features", what `model.features` gives (pooled, before the
+            projection head; what the paper's probes use), or "embeddings",
+            what `model` itself gives. A model without `.features` gives its
+            output for both.
+
+    Returns:
+        `[N, C]` float32, in the order of the images; for a dataset with
+        labels a pair of it and the labels `[N]` int64.
+
+    Raises:
+        ValueError: if the images cannot be RGB in [0, 255], there are none,
+            or the model's outputs are not finite `[B, C]`.
+    """
+    function, run = feature_function(model, output), None
+    rows, labels = [], []
+    for batch, batch_labels in _batches(images, batch_size):
+        batch = tf.convert_to_tensor(batch)
+        if run is None:
+            check_channels(batch)
+            check_value_range(batch)
+            # Traced once for batches of every size.
+            spec = tf.TensorSpec([None, *batch.shape[1:]], batch.dtype)
+            run = tf.function(function).get_concrete_function(spec)
+        features = run(batch).numpy()
+        if not np.isfinite(features).all():
+            raise ValueError(
+                f"The {output} are not finite (NaN or infinity). The weights "
+                "of the model are damaged, or its float16 range is exceeded."
+            )
+        rows.append(features)
+        labels.append(batch_labels)
+    if not rows:
+        raise ValueError("Expected at least one image. Received: none.")
+    rows = np.concatenate(rows)
+    if labels[0] is None:
+        return rows
+    return rows, np.concatenate(labels).astype(np.int64)
+
+
+def feature_function(model, output="features"):
+    """The function images -> outputs `[B, C]` float32 of a frozen model.
+
+    Arguments and errors as `embed`.
+    """
+    if output not in ("features", "embeddings"):
+        raise ValueError(
+            '`output` must be "features" or "embeddings". '
+            f"Received: output={output!r}."
+        )
+    forward = model
+    if output == "features":
+        forward = getattr(model, "features", model)
+
+    def run(images):
+        outputs = forward(images, training=False)
+        if len(outputs.shape) != 2:
+            raise ValueError(
+                f"The model must give {output} [B, C]; seed_tf.Encoder pools "
+                f"those of a backbone. Received: shape {tuple(outputs.shape)}."
+            )
+        return tf.cast(outputs, tf.float32)
+
+    return run
+
+
+def _batches(images, batch_size):
+    """Yields (images, labels or None)."""
+    if isinstance(images, tf.data.Dataset):
+        for batch in images:
+            yield batch if isinstance(batch, tuple) else (batch, None)
+    else:
+        for start in range(0, len(images), batch_size):
+            yield images[start : start + batch_size], None

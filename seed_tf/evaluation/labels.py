@@ -1,0 +1,99 @@
+"""Labels of the evaluation protocols: checks, and small labelled subsets."""
+
+import numpy as np
+
+
+def few_labels(labels, per_class, seed=0):
+    """Draws a class-balanced subset, for evaluation from few labels.
+
+    Args:
+        labels: `[N]` integers.
+        per_class: positive int, examples drawn of every class that occurs.
+        seed: int; other seeds give other subsets.
+
+    Returns:
+        `[num_classes * per_class]` int64 indices into `labels`, ascending.
+
+    Raises:
+        ValueError: if a class has fewer than `per_class` examples.
+
+    Example:
+
+    >>> few_labels(np.array([7, 7, 3, 3, 3]), per_class=2)
+    array([0, 1, 2, 4])
+    """
+    labels = np.asarray(labels)
+    if per_class < 1:
+        raise ValueError(
+            "`per_class` must be a positive integer. "
+            f"Received: per_class={per_class}."
+        )
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < per_class:
+            raise ValueError(
+                f"Class {label} has {len(members)} examples, fewer than "
+                f"`per_class`. Received: per_class={per_class}."
+            )
+        chosen.append(rng.permutation(members)[:per_class])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def check_labelled(name, data, num_classes=None):
+    """Checks a pair of examples and labels; returns it as two arrays.
+
+    Args:
+        name: str, for messages: "train" or "test".
+        data: pair of `[N, ...]` examples, an array or memmap, left as it is,
+            and `[N]` integer labels from 0.
+        num_classes: int or None; labels must be smaller.
+
+    Returns:
+        The examples as given, and labels `[N]` int64.
+
+    Raises:
+        ValueError: if the pair is none, is empty, or its labels do not fit.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ValueError(
+            f"`{name}` must be a pair (examples [N, ...], labels [N]). "
+            f"Received: {name} of type {type(data).__name__}."
+        )
+    examples, labels = data[0], np.asarray(data[1])
+    if not hasattr(examples, "shape"):
+        examples = np.asarray(examples)
+    if labels.ndim != 1 or len(labels) != len(examples) or not len(labels):
+        raise ValueError(
+            f"`{name}` must have one label per example, and at least one. "
+            f"Received: examples of shape {tuple(examples.shape)}, labels of "
+            f"shape {labels.shape}."
+        )
+    if labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"Labels of `{name}` must be integers from 0. "
+            f"Received: dtype {labels.dtype}."
+        )
+    limit = np.inf if num_classes is None else num_classes
+    if labels.min() < 0 or labels.max() >= limit:
+        raise ValueError(
+            f"Labels of `{name}` must lie in [0, num_classes). Received: "
+            f"labels in [{labels.min()}, {labels.max()}], "
+            f"num_classes={num_classes}."
+        )
+    return examples, labels.astype(np.int64)
+
+
+def check_widths(train, test):
+    """Raises ValueError if two arrays of features differ in width."""
+    if len(train.shape) != 2 or len(test.shape) != 2:
+        raise ValueError(
+            "Features must be [N, C]. Received: shapes "
+            f"{tuple(train.shape)} and {tuple(test.shape)}."
+        )
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            "Features of train and test must have one width. Received: shapes "
+            f"{tuple(train.shape)} and {tuple(test.shape)}."
+        )

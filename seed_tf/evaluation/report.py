@@ -1,0 +1,435 @@
+"""Tables, figures and one self-contained HTML page: what an evaluation shows.
+
+Plain data in, files out. Every figure is a `matplotlib.figure.Figure`, to be
+saved by `figure.savefig("name.png")` or put in a report. An encoder is named
+by the key of a dict and keeps its colour in all figures that get the same
+`colours` (see `palette`).
+"""
+
+import base64
+import html
+import io
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+_INK, _RIGHT, _WRONG = "#222222", "#009E73", "#D5302F"
+# Told apart under the common forms of colour blindness: Okabe and Ito's for
+# encoders, Paul Tol's "muted" for classes.
+_ENCODERS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_CLASSES = (
+    *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77"),
+    *("#882255", "#44AA99", "#999933", "#AA4499", "#777777"),
+)
+_STYLE = {
+    "figure.dpi": 130,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.edgecolor": "#aaaaaa",
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "xtick.color": "#aaaaaa",
+    "xtick.labelcolor": _INK,
+    "ytick.color": "#aaaaaa",
+    "ytick.labelcolor": _INK,
+}
+
+
+def palette(names):
+    """Gives each encoder its colour: a dict of names to "#rrggbb".
+
+    After six names colours repeat.
+    """
+    return {name: _ENCODERS[i % len(_ENCODERS)] for i, name in enumerate(names)}
+
+
+def table(rows, columns, fmt="text"):
+    """Renders rows of results.
+
+    Args:
+        rows: list of dicts. A value is a str, an int, a float (one decimal),
+            a pair of floats (mean, spread), or None.
+        columns: list of keys, which are the headings too. The first column is
+            set left, the others right.
+        fmt: "text", "markdown" or "html".
+
+    Returns:
+        str, without a final newline.
+
+    Raises:
+        ValueError: if `fmt` is none of the three.
+
+    Example:
+
+    >>> rows = [{"encoder": "MoCo v2", "k-NN": (92.48, 0.61)}]
+    >>> print(table(rows, ["encoder", "k-NN"]))
+    encoder        k-NN
+    -------  ----------
+    MoCo v2  92.5 ± 0.6
+    """
+    grid = [list(columns)]
+    grid += [[_cell(row.get(column)) for column in columns] for row in rows]
+    if fmt == "html":
+        return _html_table(grid)
+    if fmt not in ("text", "markdown"):
+        raise ValueError(
+            '`fmt` must be "text", "markdown" or "html". '
+            f"Received: fmt={fmt!r}."
+        )
+    first, *others = [max(map(len, cells)) for cells in zip(*grid, strict=True)]
+    lines = [
+        [cells[0].ljust(first), *map(str.rjust, cells[1:], others)]
+        for cells in grid
+    ]
+    if fmt == "text":
+        lines.insert(1, ["-" * width for width in (first, *others)])
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+    lines.insert(1, ["-" * first, *("-" * (w - 1) + ":" for w in others)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_report(path, title, sections):
+    """Writes one HTML page that needs no other file and no network.
+
+    Args:
+        path: file to write.
+        title: str.
+        sections: list of tuples `(heading, text, *parts)`. Blank lines divide
+            `text` into paragraphs. A part is a matplotlib Figure, or HTML as
+            `table(..., "html")` gives it.
+    """
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for heading, text, *parts in sections:
+        body.append(f"<section>\n<h2>{html.escape(heading)}</h2>")
+        paragraphs = filter(str.strip, text.split("\n\n"))
+        body += [f"<p>{html.escape(p.strip())}</p>" for p in paragraphs]
+        body += [
+            _image(part, heading) if isinstance(part, Figure) else part
+            for part in parts
+        ]
+        body.append("</section>")
+    page = _PAGE.format(title=html.escape(title), body="\n".join(body))
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page)
+
+
+@matplotlib.rc_context(_STYLE)
+def bars(results, *, xlabel="top-1 accuracy (%)", colours=None):
+    """Accuracies as bars: mean, standard deviation and every seed.
+
+    Args:
+        results: dict of encoder names to dicts of protocol names to lists of
+            accuracies, one per seed, in percent.
+        xlabel: str.
+        colours: dict of encoder names to colours, by default `palette`'s.
+
+    Returns:
+        Figure, one panel per protocol.
+    """
+    names = list(results)
+    colours = colours or palette(names)
+    protocols = list(dict.fromkeys(p for r in results.values() for p in r))
+    figure = Figure((1.6 + 2.7 * len(protocols), 0.9 + 0.4 * len(names)))
+    panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
+    for axes, protocol in zip(panels, protocols, strict=True):
+        for y, name in enumerate(names):
+            if protocol in results[name]:
+                _bar(axes, y, results[name][protocol], colours[name])
+        axes.set_title(protocol, loc="left")
+        axes.set_xlabel(xlabel)
+        axes.set_xlim(0, 118)  # room for the number beside a full bar
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _bar(axes, y, values, colour):
+    values = np.asarray(values, float)
+    mean, spread = values.mean(), values.std()
+    axes.barh(y, mean, height=0.66, color=colour)
+    end = mean
+    if len(values) > 1:
+        axes.errorbar(mean, y, xerr=spread, color=_INK, lw=1.3, capsize=3)
+        heights = y + np.linspace(-0.2, 0.2, len(values))
+        axes.scatter(
+            values, heights, s=12, c="white", edgecolors=_INK, lw=0.8, zorder=3
+        )
+        end = max(mean + spread, values.max())
+    axes.text(end + 2, y, f"{mean:.1f}", va="center", fontsize=9)
+
+
+@matplotlib.rc_context(_STYLE)
+def curves(histories, metrics, *, every=1, xlabel="epoch", colours=None):
+    """Training curves, one panel per metric.
+
+    Args:
+        histories: dict of run names to dicts of metric names to lists of
+            values, as `model.fit(...).history`. A run may lack a metric.
+        metrics: list of metric names, or dict of them to axis labels.
+        every: int, units of `xlabel` from one value to the next.
+        xlabel: str.
+        colours: dict of run names to colours, by default `palette`'s.
+
+    Returns:
+        Figure.
+    """
+    colours = colours or palette(histories)
+    columns = min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
+    figure = Figure((3.4 * columns, 0.5 + 2.5 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    labels = metrics if isinstance(metrics, dict) else {m: m for m in metrics}
+    for axes, (metric, label) in zip(panels, labels.items(), strict=False):
+        for name, history in histories.items():
+            values = history.get(metric, ())
+            steps = every * np.arange(1, len(values) + 1)
+            axes.plot(steps, values, color=colours[name], lw=1.6)
+        axes.set_title(label, loc="left")
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="y")
+        axes.margins(x=0.01)
+    for axes in panels[len(labels) :]:
+        axes.set_visible(False)
+    _legend(figure, {name: colours[name] for name in histories}, "-")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def embedding_map(
+    features,
+    labels,
+    *,
+    seed=0,
+    method="tsne",
+    max_points=1000,
+    class_names=None,
+):
+    """2-D maps of the same images under several encoders, side by side.
+
+    Args:
+        features: dict of encoder names to features `[N, C]` of the same N
+            images; L2-normalised first, as only directions count for k-NN.
+        labels: `[N]` integers. Of more than ten classes the ten with most
+            images are shown.
+        seed: int, of the points shown and of the map.
+        method: "tsne", t-SNE started from the principal components, or
+            "pca", the first two principal components.
+        max_points: int, points shown, the same for every encoder.
+        class_names: names of the classes, by label; the label itself if None.
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: if `method` is neither.
+    """
+    if method not in ("tsne", "pca"):
+        raise ValueError(
+            f'`method` must be "tsne" or "pca". Received: method={method!r}.'
+        )
+    labels = np.asarray(labels)
+    classes, counts = np.unique(labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[: len(_CLASSES)]
+    classes = np.sort(classes[order])
+    shown = np.flatnonzero(np.isin(labels, classes))
+    shown = np.random.default_rng(seed).permutation(shown)[:max_points]
+    named = {
+        c: str(c if class_names is None else class_names[c]) for c in classes
+    }
+    colours = dict(zip(named.values(), _CLASSES, strict=False))
+    figure = Figure((3.6 * len(features), 4.25))
+    panels = figure.subplots(1, len(features), squeeze=False)[0]
+    for axes, (name, vectors) in zip(panels, features.items(), strict=True):
+        vectors = np.asarray(vectors, np.float32)[shown]
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        points = _plane(vectors / np.maximum(lengths, 1e-12), method, seed)
+        for label, text in named.items():
+            mine = points[labels[shown] == label]
+            style = {"color": colours[text], "marker": _mark(text)}
+            axes.scatter(*mine.T, s=26, lw=0.4, **style)
+        axes.set_title(name, loc="left")
+        axes.set_box_aspect(1)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color="#dddddd")
+    _legend(figure, colours, "o")
+    return figure
+
+
+def _mark(name):
+    """A name short enough is its own mark, readable without its colour."""
+    return f"${name}$" if len(name) == 1 and name.isalnum() else "."
+
+
+def _plane(vectors, method, seed):
+    if method == "pca":
+        return PCA(2, random_state=seed).fit_transform(vectors)
+    perplexity = min(30, (len(vectors) - 1) / 3)
+    tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
+    return tsne.fit_transform(vectors)
+
+
+@matplotlib.rc_context(_STYLE)
+def neighbours(query_images, results, *, query_labels=None, bank_labels=None):
+    """Query images and their nearest neighbours under several encoders.
+
+    Args:
+        query_images: `[Q, H, W, 3]` uint8.
+        results: dict of encoder names to pairs of bank images
+            `[N, H, W, 3]` uint8 and indices `[Q, k]` into them, nearest first
+            (see `nearest_neighbours`).
+        query_labels, bank_labels: `[Q]` and `[N]` integers. With both of
+            them, neighbours of the query's class are outlined in green,
+            others, thicker, in red.
+
+    Returns:
+        Figure.
+    """
+    labelled = query_labels is not None and bank_labels is not None
+    widths = [1] + [np.shape(indices)[1] for _, indices in results.values()]
+    count = len(query_images)
+    figure = Figure((0.54 * sum(widths) + 0.3, 0.54 * count + 0.8))
+    panels = figure.subplots(1, len(widths), width_ratios=widths)
+    _mosaic(panels[0], np.asarray(query_images)[:, None])
+    panels[0].set_title("query", loc="left")
+    for axes, (name, (bank, indices)) in zip(
+        panels[1:], results.items(), strict=True
+    ):
+        _mosaic(axes, np.asarray(bank)[indices])
+        axes.set_title(name, loc="left")
+        if not labelled:
+            continue
+        right = np.asarray(bank_labels)[indices] == np.reshape(
+            query_labels, (-1, 1)
+        )
+        axes.set_xlabel(f"{right.sum()} of {right.size} of the query's class")
+        for (y, x), same in np.ndenumerate(right):
+            outline = Rectangle(
+                (x + 0.05, y + 0.05),
+                *(0.9, 0.9),
+                fill=False,
+                edgecolor=_RIGHT if same else _WRONG,
+                lw=1.2 if same else 2.4,
+            )
+            axes.add_patch(outline)
+    return figure
+
+
+def _mosaic(axes, images):
+    """Draws `[rows, columns, H, W, 3]` images, each in a unit square."""
+    rows, columns = images.shape[:2]
+    for y in range(rows):
+        for x in range(columns):
+            extent = (x + 0.07, x + 0.93, y + 0.93, y + 0.07)
+            axes.imshow(images[y, x], extent=extent, interpolation="nearest")
+    axes.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[])
+    axes.set_aspect("equal")
+    axes.spines[:].set_visible(False)
+
+
+def _legend(figure, colours, marker):
+    """One legend for all panels: colours by name, a line or a dot each."""
+    style = {"lw": 2} if marker == "-" else {"ls": "", "marker": marker}
+    handles = [
+        Line2D([], [], color=colour, label=name, **style)
+        for name, colour in colours.items()
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 10),
+        frameon=False,
+        handletextpad=0.4,
+        columnspacing=1.2,
+    )
+
+
+def _cell(value):
+    if value is None:
+        return "–"
+    if isinstance(value, tuple):
+        return "{:.1f} ± {:.1f}".format(*value)
+    return (
+        f"{value:.1f}"
+        if isinstance(value, (float, np.floating))
+        else str(value)
+    )
+
+
+def _html_table(grid):
+    heading, *rows = (
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+        for tag, cells in zip(["th"] + ["td"] * len(grid), grid, strict=False)
+    )
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f"<table>\n<thead><tr>{heading}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>"
+    )
+
+
+def _image(figure, description):
+    """An <img> with the picture inside."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    data = base64.b64encode(png.getvalue()).decode()
+    width = round(figure.get_figwidth() * 96)  # CSS pixels per inch
+    return (
+        f'<img alt="{html.escape(description)}" width="{width}" '
+        f'src="data:image/png;base64,{data}">'
+    )
+
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --ink: #1f2328; --soft: #59636e;
+  --rule: #d5dae0; --page: #ffffff; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e6e9ed;
+  --soft: #a2abb5; --rule: #3a424c; --page: #14181d; }} }}
+body {{ margin: 2.5rem auto; padding: 0 1.25rem; max-width: 62rem;
+  background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif; }}
+h1 {{ font-size: 1.7rem; line-height: 1.25; }}
+h2 {{ font-size: 1.2rem; margin: 2.5rem 0 .5rem; }}
+p {{ max-width: 44rem; }}
+img {{ display: block; max-width: 100%; height: auto; margin: 1rem 0;
+  padding: .5rem; box-sizing: border-box; background: #fff;
+  border-radius: 6px; }}
+table {{ border-collapse: collapse; margin: 1rem 0;
+  font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .35rem .9rem; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
+th {{ color: var(--soft); font-weight: 600;
+  border-bottom: 2px solid var(--rule); }}
+td {{ border-bottom: 1px solid var(--rule); }}
+@media print {{ body {{ margin: 0; max-width: none; }}
+  img, table, h2 {{ break-inside: avoid; break-after: auto; }}
+  h2 {{ break-after: avoid; }} }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
