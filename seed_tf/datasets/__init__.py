@@ -1,0 +1,6 @@
+"""Images to train and evaluate on, as `tf.data` pipelines."""
+
+from seed_tf.datasets.digits import digits
+from seed_tf.datasets.loading import load
+
+__all__ = ["digits", "load"]
