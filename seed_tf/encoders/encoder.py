@@ -1,0 +1,230 @@
+"""The encoder: images in, embeddings out."""
+
+import keras
+from keras import ops
+
+from seed_tf.encoders.backbones import backbone as build_backbone
+from seed_tf.encoders.layers import batch_norm, torch_uniform
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class Encoder(keras.Model):
+    """Backbone, average pooling and projection head, of raw RGB images.
+
+    Images `[B, H, W, 3]`, uint8 or float in [0, 255], become embeddings
+    `[B, embedding_dim]`, float32 and not normalised. The images' own
+    normalisation, `(images / 255 - mean) / std` in float32, is inside.
+
+    Args:
+        backbone: str, a name that `seed_tf.backbone` knows, or any
+            keras.Model of images that gives `[B, h, w, C]` or `[B, C]`. It
+            keeps its own dtype policy.
+        embedding_dim: positive int. Without a head it is C.
+        head: "linear" (MoCo v1), "mlp" (dense, ReLU, dense: MoCo v2, SimCLR,
+            SwAV, and the paper's students), or None: the embeddings are the
+            pooled features.
+        hidden_dim: positive int, width inside the "mlp" head. Defaults to C.
+        head_batch_norm: bool, BatchNorm before the "mlp" head's ReLU (SimCLR,
+            SwAV).
+        stem: see `seed_tf.backbone`, for a backbone given by name.
+        mean: three floats in units of [0, 1], one per channel. Defaults to
+            ImageNet's.
+        std: three positive floats likewise. For a backbone with a
+            normalisation of its own, `mean=(0, 0, 0), std=(1 / 255,) * 3`
+            passes [0, 255] through as it is.
+        name: str.
+        **kwargs: `dtype`, the head's policy, and what else keras.Model takes.
+
+    Attributes:
+        embedding_dim: int, D.
+        feature_dim: int, C.
+        backbone: keras.Model.
+        head: keras.Sequential of layers `fc_0`, `fc_1`, ..., or None.
+
+    Raises:
+        ValueError: if an argument is out of range, the backbone does not give
+            `[B, h, w, C]` or `[B, C]`, or images have not three channels.
+
+    Example:
+
+    >>> encoder = seed_tf.Encoder("resnet18", stem="cifar")
+    >>> images = np.zeros((4, 32, 32, 3), "uint8")
+    >>> encoder(images).shape, encoder.features(images).shape
+    (TensorShape([4, 128]), TensorShape([4, 512]))
+    """
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        embedding_dim=128,
+        head="mlp",
+        hidden_dim=None,
+        head_batch_norm=False,
+        stem="imagenet",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        name=None,
+        **kwargs,
+    ):
+        _check_head(embedding_dim, head, hidden_dim, head_batch_norm)
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise ValueError(
+                "`mean` and `std` must be three floats each, `std` positive. "
+                f"Received: mean={mean}, std={std}."
+            )
+        # Cast to 16 bits before their normalisation, images would be rounded.
+        super().__init__(name=name, autocast=False, **kwargs)
+        self.backbone = _resolve(backbone, stem)
+        features = _symbolic_output(self.backbone)
+        self.feature_dim = features.shape[-1]
+        self.rescaling = keras.layers.Rescaling(
+            scale=[1 / (255 * s) for s in std],
+            offset=[-m / s for m, s in zip(mean, std, strict=True)],
+            dtype="float32",
+        )
+        self.pool = (
+            keras.layers.GlobalAveragePooling2D(dtype="float32")
+            if len(features.shape) == 4
+            else keras.layers.Identity(dtype="float32")
+        )
+        if head == "mlp" and hidden_dim is None:
+            hidden_dim = self.feature_dim
+        if head is None:
+            if embedding_dim not in (128, self.feature_dim):
+                raise ValueError(
+                    "Without a head the embeddings are the pooled features, "
+                    f"of width {self.feature_dim}. Received: head=None, "
+                    f"embedding_dim={embedding_dim}."
+                )
+            embedding_dim = self.feature_dim
+        self.embedding_dim = embedding_dim
+        self.head = self._projection(head, hidden_dim, head_batch_norm)
+        self.built = True
+        self._config = {
+            "embedding_dim": embedding_dim,
+            "head": head,
+            "hidden_dim": hidden_dim,
+            "head_batch_norm": head_batch_norm,
+            "mean": [float(m) for m in mean],
+            "std": [float(s) for s in std],
+        }
+
+    def _projection(self, head, hidden_dim, head_batch_norm):
+        if head is None:
+            return None
+        shared = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        layers, width = [], self.feature_dim
+
+        def dense(units, fan_in):
+            return keras.layers.Dense(
+                units,
+                kernel_initializer=torch_uniform(fan_in),
+                bias_initializer=torch_uniform(fan_in),
+                name=f"fc_{len(layers)}",
+                **shared,
+            )
+
+        if head == "mlp":
+            layers.append(dense(hidden_dim, width))
+            if head_batch_norm:
+                layers.append(batch_norm(name="fc_1", **shared))
+            layers.append(keras.layers.ReLU(name=f"fc_{len(layers)}", **shared))
+            width = hidden_dim
+        layers.append(dense(self.embedding_dim, width))
+        inputs = keras.Input((self.feature_dim,))
+        return keras.Sequential([inputs, *layers], name="head")
+
+    def call(self, images, training=False):
+        features = self.features(images, training=training)
+        if self.head is None:
+            return features
+        return ops.cast(self.head(features, training=training), "float32")
+
+    def features(self, images, training=False):
+        """Pooled features, what probes, k-NN and exports use.
+
+        Args:
+            images: `[B, H, W, 3]`, uint8 or float, RGB in [0, 255].
+            training: bool, for BatchNorm and dropout.
+
+        Returns:
+            `[B, C]` float32, before the projection head.
+        """
+        if len(images.shape) != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                "Expected RGB images [B, H, W, 3]. Received: shape "
+                f"{tuple(images.shape)}. Repeat a grey channel three times, "
+                "and add a batch axis to a single image."
+            )
+        maps = self.backbone(self.rescaling(images), training=training)
+        return self.pool(maps)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **self._config,
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        model = keras.saving.deserialize_keras_object(config["backbone"])
+        return cls(**{**config, "backbone": model})
+
+
+def _resolve(backbone, stem):
+    if isinstance(backbone, str):
+        return build_backbone(backbone, stem=stem)
+    if not isinstance(backbone, keras.Model):
+        raise ValueError(
+            "`backbone` must be a name or a keras.Model. "
+            f"Received: backbone={backbone!r}."
+        )
+    if stem != "imagenet":
+        raise ValueError(
+            "`stem` is for a backbone given by name; this one has its own. "
+            f"Received: stem={stem!r}."
+        )
+    return backbone
+
+
+def _symbolic_output(backbone):
+    """Builds the backbone and returns the KerasTensor that it gives."""
+    shape = getattr(backbone, "input_shape", None) or (None, None, None, 3)
+    output = backbone(keras.Input(batch_shape=shape))
+    output_shape = getattr(output, "shape", ())
+    if len(output_shape) not in (2, 4) or output_shape[-1] is None:
+        raise ValueError(
+            "`backbone` must give one tensor, feature maps [B, h, w, C] or "
+            f"features [B, C]. Received: backbone {backbone.name!r}, which "
+            f"gives {output}."
+        )
+    return output
+
+
+def _check_head(embedding_dim, head, hidden_dim, head_batch_norm):
+    if head not in ("linear", "mlp", None):
+        raise ValueError(
+            f'`head` must be "linear", "mlp" or None. Received: head={head!r}.'
+        )
+    for name, value in (
+        ("embedding_dim", embedding_dim),
+        ("hidden_dim", hidden_dim),
+    ):
+        if name == "hidden_dim" and value is None:
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be a positive integer. "
+                f"Received: {name}={value!r}."
+            )
+    if head != "mlp" and (hidden_dim is not None or head_batch_norm):
+        raise ValueError(
+            '`hidden_dim` and `head_batch_norm` are for head="mlp". Received: '
+            f"head={head!r}, hidden_dim={hidden_dim}, "
+            f"head_batch_norm={head_batch_norm}."
+        )
