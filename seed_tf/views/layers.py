@@ -1,0 +1,456 @@
+"""The paper's augmentations as KerasCV layers, with torchvision's meaning.
+
+KerasCV's own layers of these names draw from other distributions than the
+torchvision transforms that the paper used (additive brightness, a saturation
+that only desaturates, a fixed order of colour operations, crops without
+antialiasing, a blur that darkens the borders), and cannot be repeated from a
+seed. These take their place. Images are float32 in [0, 255], clipped to that
+range where torchvision clips and never rounded in between.
+"""
+
+import functools
+import itertools
+import math
+import random
+
+import keras
+import keras_cv
+import numpy as np
+import tensorflow as tf
+
+from seed_tf import stateless
+from seed_tf.views import operators
+
+
+class SeededAugmentation(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
+    """Base of augmentations that are functions of one key per image.
+
+    The input is images, or KerasCV's dict `{"images": ..., "labels": ...}`, so
+    that these layers and KerasCV's mix. (Keras wants the values of a dict to
+    be all tensors or all arrays.) If the dict holds `"seeds"`, the same seeds
+    give an image the same augmentation in any batch; without them every call
+    draws new ones. Labels come back as float32, as from KerasCV's layers, and
+    all else as it was.
+
+    A subclass sets `num_uniforms` and writes two methods: `transformations`,
+    from uniform numbers to the parameters of its operator, and KerasCV's
+    `augment_images(images, transformations)`.
+
+    Args:
+        seed: int or None, start of the sequence that calls without seeds draw
+            from. None takes one from Python's `random`, which
+            `keras.utils.set_random_seed` sets.
+        dtype: dtype of the images that come out; float32 also under a mixed
+            precision policy, as 8 bits of a colour do not survive bfloat16.
+
+    Input shapes: images `[B, H, W, 3]` or `[H, W, 3]`, uint8 or float in
+    [0, 255]; seeds uint32 `[B, 2]` or `[2]`, see `stateless.image_seeds`.
+    """
+
+    num_uniforms = 1
+
+    def __init__(self, *, seed=None, dtype="float32", **kwargs):
+        start = random.getrandbits(32) if seed is None else seed
+        # KerasCV takes 0 for None, and then shares one generator globally.
+        super().__init__(seed=start or 2**32, dtype=dtype, **kwargs)
+        self.seed = seed
+
+    def transformations(self, uniforms, images):
+        """Parameters of the operator, one per image.
+
+        Args:
+            uniforms: float32 `[B, num_uniforms]` in [0, 1).
+            images: `[B, H, W, 3]`, for its size.
+
+        Returns:
+            tensor, or dict of tensors, with first axis B.
+        """
+        raise NotImplementedError
+
+    def get_random_transformation_batch(
+        self, batch_size, images=None, seeds=None, **kwargs
+    ):
+        if seeds is None:
+            # Not a Keras SeedGenerator: under a parallel `dataset.map` that
+            # hands the same seed out twice. This one reads and skips at once.
+            key = self._random_generator.uniform_full_int([2], tf.uint32)
+            seeds = stateless.fold_in(key, tf.range(batch_size))
+        uniforms = stateless.uniform(seeds, self.num_uniforms)
+        return self.transformations(uniforms, images)
+
+    def _batch_augment(self, inputs):
+        """KerasCV's, but that it hands on the seeds."""
+        images = inputs["images"]
+        if isinstance(images, tf.RaggedTensor) or images.shape[-1] != 3:
+            raise ValueError(
+                "Expected RGB images of one size, [B, H, W, 3] or [H, W, 3]. "
+                f"Received: {type(images).__name__} of shape {images.shape}. "
+                "Repeat a grey channel three times; map images of different "
+                "sizes one by one, before batching them."
+            )
+        geometry = {"bounding_boxes", "keypoints", "segmentation_masks"}
+        if geometry := geometry.intersection(inputs):
+            raise ValueError(
+                f"{type(self).__name__} augments images only. Received also: "
+                f"{sorted(geometry)}."
+            )
+        transformations = self.get_random_transformation_batch(
+            tf.shape(images)[0], images=images, seeds=inputs.get("seeds")
+        )
+        images = self.augment_images(images, transformations=transformations)
+        return {**inputs, "images": images}
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class RandomResizedCrop(SeededAugmentation):
+    """Crops a random area at a random aspect ratio and resizes it to a square.
+
+    Ten times the area is drawn from U(scale) of the image's and the aspect
+    ratio, in pixels, log-uniformly from `ratio`; the first crop that fits is
+    put at a uniform position. If none fits, it is the largest central one of
+    an allowed ratio. The resizing is bilinear and antialiased, PIL's and
+    torchvision's, and sees nothing outside of the crop. It is written as two
+    products with interpolation matrices, which every compiler and accelerator
+    has.
+
+    Args:
+        size: positive int, S.
+        scale: pair of floats, 0 < low <= high <= 1, area relative to the
+            image's.
+        ratio: pair of positive floats, width to height.
+
+    Output shape: `[B, S, S, 3]`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: torchvision.transforms.RandomResizedCrop.
+
+    Example:
+
+    >>> crop = RandomResizedCrop(96, scale=(0.05, 0.14))
+    >>> crop(tf.zeros([8, 224, 224, 3], tf.uint8)).shape
+    TensorShape([8, 96, 96, 3])
+    """
+
+    attempts = 10
+    num_uniforms = 2 * attempts + 2
+
+    def __init__(self, size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(size, int) or size <= 0:
+            raise ValueError(
+                f"`size` must be a positive integer. Received: size={size!r}."
+            )
+        _check_range("scale", scale, high=1)
+        _check_range("ratio", ratio)
+        self.size, self.scale, self.ratio = size, tuple(scale), tuple(ratio)
+
+    def transformations(self, uniforms, images):
+        """Boxes int32 `[B, 4]`: top, left, height, width, in pixels."""
+        height, width = tf.shape(images)[1], tf.shape(images)[2]
+        areas, ratios, place = tf.split(
+            uniforms, [self.attempts, self.attempts, 2], axis=1
+        )
+        pixels = tf.cast(height * width, tf.float32)
+        areas = pixels * _between(areas, *self.scale)
+        ratios = tf.exp(_between(ratios, *map(math.log, self.ratio)))
+        sizes = tf.stack([tf.sqrt(areas / ratios), tf.sqrt(areas * ratios)], -1)
+        sizes = tf.cast(tf.round(sizes), tf.int32)
+
+        image = tf.stack([height, width])
+        fits = tf.reduce_all((sizes > 0) & (sizes <= image), -1)
+        first = tf.argmax(tf.cast(fits, tf.int32), 1)
+        sizes = tf.gather(sizes, first, batch_dims=1)
+        found = tf.reduce_any(fits, 1)[:, None]
+
+        at_least, at_most = self.ratio
+        largest = tf.cast(image[::-1], tf.float32) * [1 / at_least, at_most]
+        largest = tf.minimum(image, tf.cast(tf.round(largest), tf.int32))
+        room = tf.cast(image - sizes + 1, tf.float32)
+        corners = tf.cast(place * room, tf.int32)
+        centred = (image - largest) // 2
+        corners = tf.where(found, corners, centred)
+        return tf.concat([corners, tf.where(found, sizes, largest)], axis=1)
+
+    def augment_images(self, images, transformations, **kwargs):
+        top, left, height, width = tf.unstack(
+            tf.cast(transformations, tf.float32), axis=1
+        )
+        in_height, in_width = tf.shape(images)[1], tf.shape(images)[2]
+        return operators.separable(
+            images,
+            operators.resampling_weights(top, height, in_height, self.size),
+            operators.resampling_weights(left, width, in_width, self.size),
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "scale": self.scale,
+            "ratio": self.ratio,
+        }
+
+
+def _slots(orders):
+    """What fills the six places of the linear operations, for each order.
+
+    Brightness, contrast and saturation are linear but for the clipping, and
+    cheap; hue is neither. So hue is evaluated once, with three places for the
+    others before it and three after, of which an order leaves three empty.
+
+    Returns:
+        int32 `[len(orders) + 1, 6]`; in the last row all places are empty.
+    """
+    linear = {
+        "brightness": operators.BRIGHTNESS,
+        "contrast": operators.CONTRAST,
+        "saturation": operators.SATURATION,
+    }
+    table = np.full([len(orders) + 1, 6], operators.NOTHING, np.int32)
+    for row, order in zip(table, orders, strict=False):
+        hue = order.index("hue")
+        row[:hue] = [linear[name] for name in order[:hue]]
+        row[3 + hue :] = [linear[name] for name in order[hue + 1 :]]
+    return table
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class ColorJitter(SeededAugmentation):
+    """Changes brightness, contrast, saturation and hue, in a random order.
+
+    Brightness multiplies by its factor; contrast blends with the mean of the
+    grey image, saturation with the grey image, `factor * image + (1 - factor)
+    * other`; each is clipped to [0, 255]. Factors are drawn from
+    U(max(0, 1 - x), 1 + x). Hue is turned in HSV by U(-x, x) turns. Every image
+    has one of the 24 orders, all equally likely.
+
+    Args:
+        brightness: non-negative float.
+        contrast: non-negative float.
+        saturation: non-negative float.
+        hue: float in [0, 0.5].
+        p: float in [0, 1], probability for an image to be changed at all.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: torchvision.transforms.ColorJitter, in a RandomApply.
+    """
+
+    num_uniforms = 6
+    names = ("brightness", "contrast", "saturation", "hue")
+    orders = tuple(itertools.permutations(names))
+    slots = _slots(orders)
+
+    def __init__(
+        self,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        p=1.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.strengths = {
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+        }
+        for name, value in self.strengths.items():
+            if not value >= 0:
+                raise ValueError(
+                    f"`{name}` must not be negative. Received: {name}={value}."
+                )
+        if not 0 <= hue <= 0.5:
+            raise ValueError(
+                f"`hue` must be in [0, 0.5] turns. Received: hue={hue}."
+            )
+        _check_probability(p)
+        self.hue, self.p = hue, p
+
+    def transformations(self, uniforms, images):
+        """The draws of each image.
+
+        Returns:
+            dict of "factors" float32 `[B, 3]` (brightness, contrast,
+            saturation), "hue" float32 `[B]` in turns, "order" int32 `[B]`, an
+            index into `orders`, or 24 for an image that is left alone.
+        """
+        x = tf.constant(list(self.strengths.values()), tf.float32)
+        factors = _between(uniforms[:, :3], tf.maximum(1 - x, 0), 1 + x)
+        hue = _between(uniforms[:, 3], -self.hue, self.hue)
+        order = tf.cast(uniforms[:, 4] * len(self.orders), tf.int32)
+        drawn = uniforms[:, 5] < self.p
+        return {
+            "factors": factors,
+            "hue": tf.where(drawn, hue, 0.0),
+            "order": tf.where(drawn, order, len(self.orders)),
+        }
+
+    def augment_images(self, images, transformations, **kwargs):
+        factors = transformations["factors"]
+        turns = transformations["hue"]
+        slots = tf.gather(self.slots, transformations["order"])
+        for i, operation in enumerate(tf.unstack(slots, axis=1)):
+            if i == 3:
+                turn = functools.partial(operators.turn_hue, turns=turns)
+                images = operators.where(turns != 0, turn, images)
+            blend = functools.partial(
+                operators.blend, operation=operation, factors=factors
+            )
+            drawn = operation != operators.NOTHING
+            images = operators.skippable(drawn, blend, images)
+        return images
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **self.strengths,
+            "hue": self.hue,
+            "p": self.p,
+        }
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class RandomGrayscale(SeededAugmentation):
+    """Makes images grey, in three equal channels.
+
+    The operator is `keras_cv.layers.Grayscale`'s.
+
+    Args:
+        p: float in [0, 1], probability for an image to be changed.
+
+    Raises:
+        ValueError: if `p` is out of its range.
+
+    Source: torchvision.transforms.RandomGrayscale.
+    """
+
+    def __init__(self, p=0.1, **kwargs):
+        super().__init__(**kwargs)
+        _check_probability(p)
+        self.p = p
+        # With any seed, or it asks for the global generator, which
+        # deterministic TensorFlow refuses to make.
+        grayscale = keras_cv.layers.Grayscale(output_channels=3, seed=1)
+        self._grey = grayscale.augment_images
+
+    def transformations(self, uniforms, images):
+        """bool `[B]`, which images become grey."""
+        return uniforms[:, 0] < self.p
+
+    def augment_images(self, images, transformations, **kwargs):
+        return operators.where(transformations, self._grey, images)
+
+    def get_config(self):
+        return {**super().get_config(), "p": self.p}
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class RandomGaussianBlur(SeededAugmentation):
+    """Blurs with a Gaussian of random width, the same along both axes.
+
+    The edges are extended, as in MoCo's code, which blurs by PIL. PIL
+    approximates the Gaussian by three box blurs; this is the sampled Gaussian
+    itself.
+
+    Args:
+        sigma: pair of floats, 0 < low <= high, range of the uniformly drawn
+            standard deviation in pixels.
+        p: float in [0, 1], probability for an image to be changed.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: Chen et al., arXiv 2003.04297 (MoCo v2), after SimCLR.
+    """
+
+    num_uniforms = 2
+
+    def __init__(self, sigma=(0.1, 2.0), p=0.5, **kwargs):
+        super().__init__(**kwargs)
+        _check_range("sigma", sigma)
+        _check_probability(p)
+        self.sigma, self.p = tuple(sigma), p
+
+    def transformations(self, uniforms, images):
+        """dict of "sigma" float32 `[B]` and "drawn" bool `[B]`."""
+        return {
+            "sigma": _between(uniforms[:, 0], *self.sigma),
+            "drawn": uniforms[:, 1] < self.p,
+        }
+
+    def augment_images(self, images, transformations, **kwargs):
+        def blur(images):
+            rows, columns = (
+                operators.gaussian_weights(
+                    transformations["sigma"], size, self.sigma[1]
+                )
+                for size in tf.unstack(tf.shape(images)[1:3])
+            )
+            return operators.separable(images, rows, columns)
+
+        return operators.where(transformations["drawn"], blur, images)
+
+    def get_config(self):
+        return {**super().get_config(), "sigma": self.sigma, "p": self.p}
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class RandomHorizontalFlip(SeededAugmentation):
+    """Mirrors images left to right.
+
+    Args:
+        p: float in [0, 1], probability for an image to be mirrored.
+
+    Raises:
+        ValueError: if `p` is out of its range.
+
+    Source: torchvision.transforms.RandomHorizontalFlip.
+    """
+
+    def __init__(self, p=0.5, **kwargs):
+        super().__init__(**kwargs)
+        _check_probability(p)
+        self.p = p
+
+    def transformations(self, uniforms, images):
+        """bool `[B]`, which images are mirrored."""
+        return uniforms[:, 0] < self.p
+
+    def augment_images(self, images, transformations, **kwargs):
+        return operators.where(
+            transformations, tf.image.flip_left_right, images
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "p": self.p}
+
+
+def _between(uniforms, low, high):
+    return low + (high - low) * uniforms
+
+
+def _check_range(name, pair, high=math.inf):
+    """Refuses all but pairs with 0 < pair[0] <= pair[1] <= high."""
+    try:
+        valid = len(pair) == 2 and 0 < pair[0] <= pair[1] <= high
+    except TypeError:
+        valid = False
+    if not valid:
+        limit = "" if high == math.inf else f" <= {high}"
+        raise ValueError(
+            f"`{name}` must be a pair of numbers with 0 < low <= high{limit}. "
+            f"Received: {name}={pair!r}."
+        )
+
+
+def _check_probability(p):
+    if not 0 <= p <= 1:
+        raise ValueError(f"`p` must be in [0, 1]. Received: p={p!r}.")

@@ -1,0 +1,239 @@
+"""The pipelines of augmentations that the paper uses, one per teacher."""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from seed_tf import stateless
+from seed_tf.views.layers import (
+    ColorJitter,
+    RandomGaussianBlur,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    SeededAugmentation,
+)
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class View(keras.layers.Layer):
+    """One random view of each image: augmentation layers in a row.
+
+    Called on images uint8 or float `[B, H, W, 3]` in [0, 255], or on a single
+    one `[H, W, 3]`, it gives float32 `[B, S, S, 3]` or `[S, S, 3]` in the same
+    range. It runs eagerly, in `tf.data`, and compiled inside a training step,
+    also by XLA.
+
+    With `seeds`, uint32 `[B, 2]` (`[2]` for a single image), one key per
+    image, a view is a function of the image and its key. Each layer derives
+    its own randomness from it. Without, every call draws anew. Layers of
+    KerasCV or Keras may stand among those of `seed_tf.views`; they have
+    randomness of their own, which the seeds do not reach.
+
+    Args:
+        layers: list of augmentation layers, in order.
+
+    Example:
+
+    >>> view = View([RandomResizedCrop(96), RandomHorizontalFlip()])
+    >>> images = tf.zeros([8, 128, 128, 3], tf.uint8)
+    >>> seeds = seed_tf.stateless.image_seeds(seed=0, step=3, batch_size=8)
+    >>> view(images, seeds=seeds).shape
+    TensorShape([8, 96, 96, 3])
+
+    In an input pipeline, over single images:
+
+    >>> dataset = dataset.map(view, num_parallel_calls=tf.data.AUTOTUNE)
+    """
+
+    def __init__(self, layers, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+        self.layers = list(layers)
+        self.built = True
+
+    def call(self, images, seeds=None):
+        images = tf.convert_to_tensor(images)
+        single = images.shape.rank == 3
+        if single:
+            images = images[None]
+            seeds = None if seeds is None else seeds[None]
+        if seeds is not None:
+            places = tf.range(len(self.layers))[:, None]
+            seeds = stateless.fold_in(seeds, places)
+        for i, layer in enumerate(self.layers):
+            if seeds is not None and isinstance(layer, SeededAugmentation):
+                images = layer({"images": images, "seeds": seeds[i]})["images"]
+            else:
+                images = layer(images)
+        images = tf.cast(images, self.compute_dtype)
+        return images[0] if single else images
+
+    def get_config(self):
+        layers = [keras.saving.serialize_keras_object(x) for x in self.layers]
+        return {**super().get_config(), "layers": layers}
+
+    @classmethod
+    def from_config(cls, config):
+        layers = map(keras.saving.deserialize_keras_object, config["layers"])
+        return cls(**{**config, "layers": list(layers)})
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class MultiCrop(keras.layers.Layer):
+    """One large view and several small views of each image, for small patches.
+
+    Called on a batch as `View`, with or without `seeds`, it gives a pair: the
+    large views `[B, S, S, 3]`, and the small ones `[num_small * B, s, s, 3]`,
+    of which the first B rows are the first small view of every image. All are
+    independent of one another.
+
+    Args:
+        global_view: View, or a callable of its kind.
+        small_view: View, or a callable of its kind.
+        num_small: positive int.
+
+    Raises:
+        ValueError: if `num_small` is not positive, or the input is no batch.
+    """
+
+    def __init__(
+        self, global_view, small_view, num_small=6, dtype="float32", **kwargs
+    ):
+        super().__init__(dtype=dtype, **kwargs)
+        if not isinstance(num_small, int) or num_small <= 0:
+            raise ValueError(
+                "`num_small` must be a positive integer. "
+                f"Received: num_small={num_small!r}."
+            )
+        self.global_view, self.small_view = global_view, small_view
+        self.num_small = num_small
+        self.built = True
+
+    def call(self, images, seeds=None):
+        images = tf.convert_to_tensor(images)
+        if images.shape.rank != 4:
+            raise ValueError(
+                "Expected a batch of images [B, H, W, 3]. "
+                f"Received: shape {images.shape}."
+            )
+        keys = tf.range(1 + self.num_small)[:, None]
+        if seeds is not None:
+            keys = stateless.fold_in(seeds, keys)
+
+        def see(view, key):
+            return view(images) if seeds is None else view(images, seeds=key)
+
+        large = see(self.global_view, keys[0])
+        # One small view after the other, so that images need not be repeated.
+        small = tf.map_fn(
+            functools.partial(see, self.small_view),
+            keys[1:],
+            fn_output_signature=tf.float32,
+        )
+        return large, tf.reshape(small, [-1, *small.shape[2:]])
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "global_view": serialize(self.global_view),
+            "small_view": serialize(self.small_view),
+            "num_small": self.num_small,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        revive = keras.saving.deserialize_keras_object
+        views = {k: revive(config[k]) for k in ("global_view", "small_view")}
+        return cls(**{**config, **views})
+
+
+def multi_crop(global_view, small_view, num_small=6):
+    """Returns the views of the paper's small patches, see `MultiCrop`.
+
+    Source: the paper's small patches, after Caron et al., arXiv 2006.09882
+    (SwAV).
+
+    Example:
+
+    >>> views = multi_crop(swav(224), small_patches(96))
+    >>> large, small = views(images, seeds=seeds)
+    """
+    return MultiCrop(global_view, small_view, num_small)
+
+
+def moco_v1(size=224, *, scale=(0.2, 1.0), flip=True):
+    """The views of MoCo v1: crop, grey, colour jitter on all, flip.
+
+    Args:
+        size: positive int, S.
+        scale: pair of floats, area of the crop relative to the image's.
+        flip: bool, whether half of the views are mirrored; False for images
+            such as digits, whose mirror image is another thing.
+
+    Returns:
+        View, uint8 or float `[B, H, W, 3]` -> float32 `[B, S, S, 3]`, both in
+        [0, 255].
+
+    Source: He et al., arXiv 1911.05722.
+    """
+    return View(
+        [
+            RandomResizedCrop(size, scale),
+            RandomGrayscale(p=0.2),
+            ColorJitter(0.4, 0.4, 0.4, 0.4),
+            *_flips(flip),
+        ]
+    )
+
+
+def moco_v2(size=224, *, scale=(0.2, 1.0), flip=True):
+    """The views of MoCo v2: crop, colour jitter, grey, blur, flip.
+
+    Arguments and result as of `moco_v1`.
+
+    Source: Chen et al., arXiv 2003.04297.
+    """
+    return View(
+        [
+            RandomResizedCrop(size, scale),
+            ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+            RandomGrayscale(p=0.2),
+            RandomGaussianBlur(sigma=(0.1, 2.0), p=0.5),
+            *_flips(flip),
+        ]
+    )
+
+
+def simclr(size=224, *, scale=(0.2, 1.0), flip=True):
+    """The views for a SimCLR teacher, which are those of `moco_v1`.
+
+    So the authors' code has it. SimCLR's own are stronger: area from 0.08,
+    jitter 0.8/0.8/0.8/0.2.
+
+    Arguments and result as of `moco_v1`.
+    """
+    return moco_v1(size, scale=scale, flip=flip)
+
+
+def swav(size=224, *, scale=(0.14, 1.0), flip=True):
+    """The views of a SwAV teacher: those of `moco_v2`, from smaller crops.
+
+    Arguments and result as of `moco_v1`.
+
+    Source: Caron et al., arXiv 2006.09882.
+    """
+    return moco_v2(size, scale=scale, flip=flip)
+
+
+def small_patches(size=96, *, scale=(0.05, 0.14), flip=True):
+    """The small views of `multi_crop`: those of `swav`, of small areas.
+
+    Arguments and result as of `moco_v1`.
+    """
+    return swav(size, scale=scale, flip=flip)
+
+
+def _flips(flip):
+    return [RandomHorizontalFlip(p=0.5)] if flip else []
