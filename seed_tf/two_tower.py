@@ -154,6 +154,8 @@ class TwoTower(keras.Model):
                 f"Received: loss={self.loss!r}."
             )
         _check_value_range(x)
+        # Keras warns that its own default is without effect on a dataset.
+        kwargs.setdefault("shuffle", not isinstance(x, tf.data.Dataset))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [StopAtNaN(), *_as_list(callbacks)]
         return super().fit(

@@ -380,7 +380,7 @@ class SmallPatchesTest(absltest.TestCase):
         )
         views = seed_tf.views.multi_crop(
             seed_tf.views.swav(12),
-            seed_tf.views.swav(6, scale=(0.05, 0.14)),
+            seed_tf.views.small_patches(6),
             num_small=3,
         )
         model = seed_tf.SEED(student, teacher, views=views, queue_size=20)

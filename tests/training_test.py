@@ -49,7 +49,9 @@ class SGDTest(parameterized.TestCase):
         )
         variables = [keras.Variable(np.ones(s, "float32")) for s in shapes]
         optimizer = SGD(schedule, momentum, weight_decay)
-        reference = TorchSGD([np.ones(s) for s in shapes], momentum, weight_decay)
+        reference = TorchSGD(
+            [np.ones(s) for s in shapes], momentum, weight_decay
+        )
         for step, gradients in enumerate(random_gradients(shapes, 50)):
             rate = 0.5 * (
                 step / 10
@@ -139,7 +141,9 @@ class WarmupCosineTest(parameterized.TestCase):
 class CallbacksTest(parameterized.TestCase):
     def test_progress_prints_metrics_rate_and_time_left(self):
         lines = []
-        progress = Progress(30, 16, every=0.0, show=["loss"], write=lines.append)
+        progress = Progress(
+            30, 16, every=0.0, show=["loss"], write=lines.append
+        )
         for step in range(30):
             progress.on_train_batch_end(step, {"loss": 1.25, "other": 3})
         self.assertLen(lines, 29)

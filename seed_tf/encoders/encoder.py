@@ -78,19 +78,21 @@ class Encoder(keras.Model):
             )
         # Cast to 16 bits before their normalisation, images would be rounded.
         super().__init__(name=name, autocast=False, **kwargs)
-        self.backbone = _resolve(backbone, stem)
-        features = _symbolic_output(self.backbone)
-        self.feature_dim = features.shape[-1]
         self.rescaling = keras.layers.Rescaling(
             scale=[1 / (255 * s) for s in std],
             offset=[-m / s for m, s in zip(mean, std, strict=True)],
             dtype="float32",
+            name="rescaling",
         )
-        self.pool = (
-            keras.layers.GlobalAveragePooling2D(dtype="float32")
-            if len(features.shape) == 4
-            else keras.layers.Identity(dtype="float32")
+        self.backbone = _resolve(backbone, stem)
+        maps = _symbolic_output(self.rescaling, self.backbone)
+        pooling = (
+            keras.layers.GlobalAveragePooling2D
+            if len(maps.shape) == 4
+            else keras.layers.Identity
         )
+        self.pool = pooling(dtype="float32", name="pool")
+        self.feature_dim = self.pool(maps).shape[-1]
         if head == "mlp" and hidden_dim is None:
             hidden_dim = self.feature_dim
         if head is None:
@@ -192,10 +194,10 @@ def _resolve(backbone, stem):
     return backbone
 
 
-def _symbolic_output(backbone):
-    """Builds the backbone and returns the KerasTensor that it gives."""
+def _symbolic_output(rescaling, backbone):
+    """The KerasTensor that a backbone gives, which this call also builds."""
     shape = getattr(backbone, "input_shape", None) or (None, None, None, 3)
-    output = backbone(keras.Input(batch_shape=shape))
+    output = backbone(rescaling(keras.Input(batch_shape=shape)))
     output_shape = getattr(output, "shape", ())
     if len(output_shape) not in (2, 4) or output_shape[-1] is None:
         raise ValueError(

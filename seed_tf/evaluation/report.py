@@ -17,11 +17,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 _INK, _RIGHT, _WRONG = "#222222", "#009E73", "#D5302F"
 # Told apart under the common forms of colour blindness: Okabe and Ito's for
 # encoders, Paul Tol's "muted" for classes.
-_ENCODERS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_ENCODERS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#7F7F7F",
+)
 _CLASSES = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#777777"),
@@ -48,7 +57,7 @@ _STYLE = {
 def palette(names):
     """Gives each encoder its colour: a dict of names to "#rrggbb".
 
-    After six names colours repeat.
+    After seven names colours repeat.
     """
     return {name: _ENCODERS[i % len(_ENCODERS)] for i, name in enumerate(names)}
 
@@ -281,7 +290,9 @@ def _plane(vectors, method, seed):
         return PCA(2, random_state=seed).fit_transform(vectors)
     perplexity = min(30, (len(vectors) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
-    return tsne.fit_transform(vectors)
+    # On a busy machine its threads wait for one another: minutes, not seconds.
+    with threadpool_limits(1):
+        return tsne.fit_transform(vectors)
 
 
 @matplotlib.rc_context(_STYLE)

@@ -168,7 +168,10 @@ class RandomResizedCrop(SeededAugmentation):
         found = tf.reduce_any(fits, 1)[:, None]
 
         at_least, at_most = self.ratio
-        largest = tf.cast(image[::-1], tf.float32) * [1 / at_least, at_most]
+        largest = tf.cast(tf.stack([width, height]), tf.float32) * [
+            1 / at_least,
+            at_most,
+        ]
         largest = tf.minimum(image, tf.cast(tf.round(largest), tf.int32))
         room = tf.cast(image - sizes + 1, tf.float32)
         corners = tf.cast(place * room, tf.int32)

@@ -152,5 +152,5 @@ def gaussian_weights(sigma, size, max_sigma):
     beyond = tf.cumsum(gaussian(reach[:, None]), axis=1, reverse=True)
     beyond = beyond[:, :size]
     weights = tf.where(pixel == 0, beyond, weights)
-    weights = tf.where(pixel == pixel[-1], beyond[:, ::-1], weights)
+    weights = tf.where(pixel == pixel[-1], tf.reverse(beyond, [1]), weights)
     return weights / tf.reduce_sum(weights, 2, keepdims=True)
