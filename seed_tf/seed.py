@@ -65,7 +65,7 @@ class SEED(TwoTower):
     >>> seed = seed_tf.SEED(student, teacher, views=seed_tf.views.moco_v2(32),
     ...                     queue_size=4096)
     >>> seed.compile(seed_tf.training.SGD(0.03))
-    >>> history = seed.fit(images, epochs=2)
+    >>> history = seed.fit(images, epochs=2, verbose=0)
     """
 
     def __init__(
