@@ -34,7 +34,8 @@ def _attention(queries, own, queue, block_size, include_own=True):
         queries: `[R, D]` float32, already divided by their temperatures.
         own: `[R, D]` float32, a further point of each row.
         queue: `[K, D]` float32, keys and values.
-        block_size: int, rows of the queue taken at a time.
+        block_size: int, rows of the queue taken at a time, or None for as many
+            as make 2 million logits, which stay in a processor's cache.
         include_own: bool, whether `own` is one of the points or only the
             origin that `surprise` is measured from.
 
@@ -48,6 +49,8 @@ def _attention(queries, own, queue, block_size, include_own=True):
         softmax is not the difference of two large numbers.
     """
     size, dim = queue.shape
+    if block_size is None:
+        block_size = max(256, 2**21 // (queries.shape[0] or 1024))
     block_size = min(block_size, size)
     own_logit = ops.sum(queries * own, axis=1, keepdims=True)
 
@@ -152,12 +155,13 @@ def similarity_distillation(
     student_temperature=0.2,
     teacher_temperature=0.01,
     include_teacher=True,
-    block_size=1024,
+    block_size=None,
     return_metrics=False,
 ):
     """SEED's loss: cross-entropy of two similarity distributions.
 
-    Computed in float32 whatever comes in, in `O(B * (D + block_size))` memory.
+    Computed in float32 whatever comes in, in memory that does
+    not depend on K.
 
     Args:
         student: `[B, D]` L2-normalised embeddings; the only input that
@@ -169,7 +173,8 @@ def similarity_distillation(
             one-hot at the image itself and the loss becomes `info_nce`.
         include_teacher: whether the image's own teacher embedding is one of
             the points, as in the paper.
-        block_size: rows of the queue held against the batch at a time.
+        block_size: positive int, rows of the queue held against the batch at
+            a time; None chooses it by the batch.
         return_metrics: also return what tells a healthy run from a sick one.
 
     Returns:
@@ -245,7 +250,7 @@ def info_nce(
     queue,
     *,
     temperature=0.2,
-    block_size=1024,
+    block_size=None,
     return_metrics=False,
 ):
     """InfoNCE of a query against its key and a queue of negatives.
@@ -256,7 +261,8 @@ def info_nce(
         key: `[B, D]` L2-normalised embeddings of the other view.
         queue: `[K, D]` L2-normalised keys of earlier images.
         temperature: positive float.
-        block_size: rows of the queue held against the batch at a time.
+        block_size: positive int, rows of the queue held against the batch at
+            a time; None chooses it by the batch.
         return_metrics: also return a dict with "accuracy" `[B]`: 1.0 where
             the own key is nearer than every point of the queue.
 

@@ -1,8 +1,4 @@
-"""Quiet TensorFlow, and absl's temporary folders under pytest."""
-
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+"""absl's temporary folders under pytest."""
 
 from absl import flags
 

@@ -16,7 +16,6 @@ def launch(name, *flags, fails=False):
     run = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *flags],
         cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
     )
