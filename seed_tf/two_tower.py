@@ -26,7 +26,8 @@ class TwoTower(keras.Model):
     """
 
     def __init__(self, *, views, seed=0, name=None):
-        super().__init__(name=name)
+        # Images rounded to 16 bits before their normalisation are other ones.
+        super().__init__(name=name, autocast=False)
         self.views = views
         self.seed = seed
         self.step = self.add_weight(

@@ -31,8 +31,8 @@ def efficientnet(name, *, depth, native_size, stem):
     pixel of padding at the bottom and right. The authors compute it for the
     native 224 (B1: 240) pixels and keep it at every size, so that B1's last
     strided convolution, whose map has 15 pixels at 240, is padded evenly at
-    all sizes; so it is here. Hence outputs equal theirs wherever H and W are
-    multiples of 32. At other sizes their maps lose a row and a column.
+    all sizes; so it is here. Hence outputs equal theirs at the native size and
+    wherever H and W are multiples of 32. Elsewhere their maps are smaller.
 
     Args:
         name: str.

@@ -5,6 +5,7 @@ from keras import ops
 
 from seed_tf.encoders.backbones import backbone as build_backbone
 from seed_tf.encoders.layers import batch_norm, torch_uniform
+from seed_tf.images import check_channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -156,12 +157,7 @@ class Encoder(keras.Model):
         Returns:
             `[B, C]` float32, before the projection head.
         """
-        if len(images.shape) != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                "Expected RGB images [B, H, W, 3]. Received: shape "
-                f"{tuple(images.shape)}. Repeat a grey channel three times, "
-                "and add a batch axis to a single image."
-            )
+        check_channels(images)
         maps = self.backbone(self.rescaling(images), training=training)
         return self.pool(maps)
 
@@ -213,12 +209,10 @@ def _check_head(embedding_dim, head, hidden_dim, head_batch_norm):
         raise ValueError(
             f'`head` must be "linear", "mlp" or None. Received: head={head!r}.'
         )
-    for name, value in (
-        ("embedding_dim", embedding_dim),
-        ("hidden_dim", hidden_dim),
-    ):
-        if name == "hidden_dim" and value is None:
-            continue
+    sizes = {"embedding_dim": embedding_dim}
+    if hidden_dim is not None:
+        sizes["hidden_dim"] = hidden_dim
+    for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(
                 f"`{name}` must be a positive integer. "

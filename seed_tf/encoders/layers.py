@@ -19,8 +19,8 @@ def torch_uniform(fan_in):
 def conv_bn(x, filters, size, stride, conv, bn, *, depthwise=False):
     """Convolution and BatchNorm as torchvision's ResNet has them.
 
-    Padding is `size // 2` on every side, where Keras "same" pads a strided
-    convolution of an even-sized map at the bottom and right only. There is no
+    Padding is `size // 2` on every side, where Keras "same" gives a strided
+    convolution of a map of even size less at the top and left. There is no
     bias, and the weights start from N(0, 2 / (size^2 filters)).
 
     Args:
