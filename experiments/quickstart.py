@@ -15,9 +15,10 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 import seed_tf
+from experiments import common
 from seed_tf.evaluation import report
 from seed_tf.training import Progress
 from seed_tf.training.callbacks import duration
@@ -40,7 +41,7 @@ flags.DEFINE_multi_float(
 
 IMAGE_SIZE = 16
 BATCH_SIZE = 128
-QUEUE_SIZE = 1024  # less than the 1,297 images: no image is its own neighbour
+QUEUE_SIZE = 1024  # of 1,297 images: one seldom meets its own earlier view
 RATE_PER_256 = 0.24
 LABELS_PER_CLASS = 10
 TEACHER_WIDTHS = (32, 64, 128)
@@ -151,6 +152,8 @@ def run():
         "test", image_size=IMAGE_SIZE
     )
     results, histories, features = {}, {}, {}
+    trainings = 1 + FLAGS.seeds * (1 + len(FLAGS.teacher_temperature))
+    stages = (f"[{i}/{trainings}] " for i in range(1, trainings + 1))
 
     def record(name, train, test, history=None):
         scores = evaluate((train, test), labels, test_labels)
@@ -175,7 +178,8 @@ def run():
     record("raw pixels", *flat)
     teacher = build_encoder(TEACHER_WIDTHS, seed=0)
     steps = FLAGS.teacher_steps
-    title = f"Teacher: MoCo v2, {teacher.backbone.count_params():,} parameters"
+    size = f"{teacher.backbone.count_params():,} parameters"
+    title = f"{next(stages)}Teacher: MoCo v2, {size}"
     record_encoder(
         "teacher", teacher, train_alone(teacher, images, steps, 0, title)
     )
@@ -184,7 +188,7 @@ def run():
         size = f"{student.backbone.count_params():,} parameters, seed {seed}"
         print(f"\nUntrained student, {size}")
         record_encoder("untrained student", student)
-        title = f"Student alone: MoCo v2, {size}"
+        title = f"{next(stages)}Student alone: MoCo v2, {size}"
         steps = FLAGS.student_steps
         record_encoder(
             "MoCo v2 alone",
@@ -194,7 +198,7 @@ def run():
         for temperature in FLAGS.teacher_temperature:
             student = build_encoder(STUDENT_WIDTHS, seed)
             name = f"SEED, teacher temperature {temperature:g}"
-            title = f"{name}, {size}"
+            title = f"{next(stages)}{name}, {size}"
             record_encoder(
                 name,
                 student,
@@ -334,4 +338,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main)
