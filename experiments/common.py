@@ -10,11 +10,21 @@ import seed_tf
 
 FLAGS = flags.FLAGS
 
+
+def swav_small_patches(size, *, flip=True):
+    """One view and six small ones of each image, 96 pixels where it has 224."""
+    return seed_tf.views.multi_crop(
+        seed_tf.views.swav(size, flip=flip),
+        seed_tf.views.small_patches(round(size * 96 / 224), flip=flip),
+    )
+
+
 VIEWS = {
     "moco_v1": seed_tf.views.moco_v1,
     "moco_v2": seed_tf.views.moco_v2,
     "simclr": seed_tf.views.simclr,
     "swav": seed_tf.views.swav,
+    "swav_small_patches": swav_small_patches,
 }
 
 
@@ -57,7 +67,6 @@ def define_training_flags():
         "'cifar' keeps the first layers at full size, for images of 64 pixels "
         "and less.",
     )
-    flags.DEFINE_integer("embedding_dim", 128, "Width of an embedding.", 1)
     flags.DEFINE_integer("batch_size", 256, "Images per step.", 1)
     flags.DEFINE_integer("epochs", 200, "Passes over the data.", 1)
     flags.DEFINE_integer("queue_size", 65536, "Embeddings in the queue.", 1)
@@ -115,8 +124,7 @@ def train(model, encoder, dataset):
             "launcher": os.path.basename(sys.argv[0]).removesuffix(".py"),
             **{
                 flag.name: flag.value
-                for module in (__name__, "__main__")
-                for flag in FLAGS.get_key_flags_for_module(module)
+                for flag in FLAGS.get_key_flags_for_module("__main__")
             },
         },
     )

@@ -5,6 +5,7 @@
         --output=runs/student
 """
 
+import keras
 from absl import flags
 
 import seed_tf
@@ -30,14 +31,16 @@ flags.DEFINE_float(
     "Of the teacher's softmax: lower is sharper. Watch teacher_neighbours.",
 )
 common.define_training_flags()
+flags.adopt_module_key_flags(common)
 
 
 def main(_):
     teacher = seed_tf.checkpoints.load_teacher(FLAGS.teacher)
     dataset, views = common.begin()
+    images = keras.Input((FLAGS.image_size, FLAGS.image_size, 3))
     student = seed_tf.Encoder(
         seed_tf.backbone(FLAGS.student, stem=FLAGS.stem),
-        embedding_dim=FLAGS.embedding_dim,
+        embedding_dim=teacher(images).shape[-1],
         hidden_dim=FLAGS.hidden_dim,
     )
     model = seed_tf.SEED(

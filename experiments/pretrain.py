@@ -11,9 +11,11 @@ from experiments import common
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("encoder", "resnet50", "Backbone to train, by name.")
+flags.DEFINE_integer("embedding_dim", 128, "Width of an embedding.", 1)
 flags.DEFINE_float("temperature", 0.2, "Of the contrastive softmax.")
 flags.DEFINE_float("momentum", 0.999, "Of the momentum encoder's weights.")
 common.define_training_flags()
+flags.adopt_module_key_flags(common)
 
 
 def main(_):

@@ -38,6 +38,7 @@ class LaunchersTest(absltest.TestCase):
             *DIGITS,
             *SHORT,
             "--encoder=resnet18",
+            "--embedding_dim=48",
             f"--output={teacher}",
         )
         self.assertRegex(printed, r"step 4/4 .*images/s")
@@ -48,6 +49,7 @@ class LaunchersTest(absltest.TestCase):
             f"--teacher={teacher}",
             "--student=resnet18",
             "--hidden_dim=64",
+            "--views=swav_small_patches",
             f"--output={student}",
         )
         self.assertRegex(printed, r"step 4/4  loss .*gap .*left")
@@ -109,7 +111,8 @@ class LaunchersTest(absltest.TestCase):
     def test_help_is_readable(self):
         printed = launch("distill", "--help", fails=True)
         self.assertIn("Distils a small student", printed)
-        self.assertIn("--teacher_temperature", printed)
+        for flag in ("teacher_temperature", "data_dir", "batch_size"):
+            self.assertIn(f"--{flag}", printed)
 
     def test_bad_input_is_one_line_before_any_work(self):
         missing = os.path.join(self.create_tempdir(), "nowhere")
