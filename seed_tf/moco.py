@@ -102,6 +102,8 @@ class MoCo(TwoTower):
         self.built = True
 
     def call(self, images, training=False):
+        # Float32 as in training: not every keras.Model takes uint8.
+        images = ops.cast(images, "float32")
         return self.encoder(images, training=training)
 
     def train_step(self, data):

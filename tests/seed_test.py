@@ -231,6 +231,27 @@ class KerasModelTest(parameterized.TestCase):
             model.predict(images, verbose=0), expected, rtol=1e-5
         )
 
+    def test_any_keras_model_may_be_student_and_is_fed_floats(self):
+        class Subclassed(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.conv = keras.layers.Conv2D(4, 2)  # refuses uint8
+
+            def call(self, images):
+                return keras.ops.mean(self.conv(images), axis=(1, 2))
+
+        student = Subclassed()
+        model = seed_tf.SEED(
+            student, towers()[1], views=same_pixels, queue_size=8
+        )
+        model.compile(keras.optimizers.Adam(1e-3))
+        images = random_images(8)
+        model.train_on_batch(images)
+        expected = student(images.astype("float32"))
+        np.testing.assert_allclose(model(images), expected, rtol=1e-5)
+        embedded = seed_tf.evaluation.embed(student, images)
+        np.testing.assert_allclose(embedded, expected, rtol=1e-5)
+
     def test_evaluate_is_the_same_each_time_and_changes_nothing(self):
         model = self.model()
         data = batches(random_images(32, size=6), 16)

@@ -69,7 +69,8 @@ def feature_function(model, output="features"):
         forward = getattr(model, "features", model)
 
     def run(images):
-        outputs = forward(images, training=False)
+        # Not every keras.Model takes uint8.
+        outputs = forward(tf.cast(images, tf.float32), training=False)
         if len(outputs.shape) != 2:
             raise ValueError(
                 f"The model must give {output} [B, C]; seed_tf.Encoder pools "
