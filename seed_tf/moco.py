@@ -58,6 +58,8 @@ class MoCo(TwoTower):
     Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297 (v2).
     """
 
+    trained_parts = ("encoder", "momentum_encoder", "queue")
+
     def __init__(
         self,
         encoder,

@@ -68,6 +68,8 @@ class SEED(TwoTower):
     >>> history = seed.fit(images, epochs=2, verbose=0)
     """
 
+    trained_parts = ("student", "queue", "small_queue")
+
     def __init__(
         self,
         student,

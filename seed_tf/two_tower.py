@@ -11,6 +11,11 @@ from seed_tf import stateless
 from seed_tf.images import check_channels, check_value_range
 from seed_tf.losses import normalise
 
+NOT_FINITE = (
+    "Checkpoints saved before are intact. Lower the learning rate, warm up "
+    "longer, or train in float32 or mixed_bfloat16."
+)
+
 
 class TwoTower(keras.Model):
     """A trained tower that follows a second, gradient-free one.
@@ -23,7 +28,12 @@ class TwoTower(keras.Model):
     Args:
         views: the augmentation, see `seed_tf.SEED`.
         seed: int.
+
+    Attributes:
+        trained_parts: names of the attributes whose weights training changes.
     """
+
+    trained_parts = ()
 
     def __init__(self, *, views, seed=0, name=None):
         # Images rounded to 16 bits before their normalisation are other ones.
@@ -116,6 +126,19 @@ class TwoTower(keras.Model):
             self._means[name].update_state(value)
         return {name: self._means[name].result() for name in values}
 
+    @property
+    def state(self):
+        """What a run must save to go on, as `tf.train.Checkpoint` takes it.
+
+        All but what never changes, a teacher.
+        """
+        parts = {name: getattr(self, name) for name in self.trained_parts}
+        return {
+            **{name: part for name, part in parts.items() if part is not None},
+            "optimizer": self.optimizer,
+            "step": self.step.value,
+        }
+
     # -- what Keras calls --------------------------------------------------
 
     def track(self, *names):
@@ -203,9 +226,7 @@ class StopAtNaN(keras.callbacks.Callback):
         if not np.isfinite(loss):
             step = int(self.model.step.numpy())
             raise FloatingPointError(
-                f"The loss became {loss} at step {step}. "
-                "Checkpoints saved before are intact. Lower the learning rate, "
-                "warm up longer, or train in float32 or mixed_bfloat16."
+                f"The loss became {loss} at step {step}. {NOT_FINITE}"
             )
 
 

@@ -1,6 +1,5 @@
 """Optimiser and schedule against the rules they follow; what a run prints."""
 
-import json
 import math
 import os
 
@@ -8,7 +7,7 @@ import keras
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from seed_tf.training import SGD, MetricsLog, Progress, warmup_cosine
+from seed_tf.training import SGD, Progress, warmup_cosine
 from seed_tf.training.callbacks import duration
 
 
@@ -157,22 +156,6 @@ class CallbacksTest(parameterized.TestCase):
         for step in range(30):
             progress.on_train_batch_end(step, {"loss": 1.25})
         self.assertLen(lines, 1)
-
-    def test_metrics_log_appends_a_line_per_epoch(self):
-        path = os.path.join(self.create_tempdir(), "metrics.jsonl")
-        inputs = keras.Input((4,))
-        model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
-        model.step = 7
-        model.compile(SGD(0.1), loss="mse")
-        data = np.ones((8, 4)), np.zeros((8, 2))
-        for _ in range(2):
-            model.fit(*data, epochs=2, verbose=0, callbacks=[MetricsLog(path)])
-        with open(path) as f:
-            lines = [json.loads(line) for line in f]
-        self.assertEqual([line["epoch"] for line in lines], [1, 2, 1, 2])
-        self.assertLess(lines[3]["loss"], lines[0]["loss"])
-        self.assertAlmostEqual(lines[0]["learning_rate"], 0.1, places=6)
-        self.assertEqual(lines[0]["step"], 7)
 
     @parameterized.parameters(
         (0.4, "0 s"), (59, "59 s"), (425, "7 min 05 s"), (12000, "3 h 20 min")

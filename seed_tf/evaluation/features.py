@@ -28,30 +28,47 @@ def embed(model, images, *, batch_size=256, output="features"):
         ValueError: if the images cannot be RGB in [0, 255], there are none,
             or the model's outputs are not finite `[B, C]`.
     """
-    function, run = feature_function(model, output), None
-    rows, labels = [], []
-    for batch, batch_labels in _batches(images, batch_size):
-        batch = tf.convert_to_tensor(batch)
-        if run is None:
-            check_channels(batch)
-            check_value_range(batch)
-            # Traced once for batches of every size.
+    return embedder(model, output=output)(images, batch_size=batch_size)
+
+
+def embedder(model, *, output="features"):
+    """`embed` of one model as a function of images, traced once for all calls.
+
+    Args:
+        model, output: as of `embed`.
+
+    Returns:
+        Function of `images` and `batch_size`, as `embed`. It sees the weights
+        that the model has at the time of the call.
+    """
+    function = tf.function(feature_function(model, output))
+
+    def run(images, *, batch_size=256):
+        rows, labels = [], []
+        for batch, batch_labels in _batches(images, batch_size):
+            batch = tf.convert_to_tensor(batch)
+            if not rows:
+                check_channels(batch)
+                check_value_range(batch)
+            # One trace for batches of every size.
             spec = tf.TensorSpec([None, *batch.shape[1:]], batch.dtype)
-            run = tf.function(function).get_concrete_function(spec)
-        features = run(batch).numpy()
-        if not np.isfinite(features).all():
-            raise ValueError(
-                f"The {output} are not finite (NaN or infinity). The weights "
-                "of the model are damaged, or its float16 range is exceeded."
-            )
-        rows.append(features)
-        labels.append(batch_labels)
-    if not rows:
-        raise ValueError("Expected at least one image. Received: none.")
-    rows = np.concatenate(rows)
-    if labels[0] is None:
-        return rows
-    return rows, np.concatenate(labels).astype(np.int64)
+            features = function.get_concrete_function(spec)(batch).numpy()
+            if not np.isfinite(features).all():
+                raise ValueError(
+                    f"The {output} are not finite (NaN or infinity). The "
+                    "weights of the model are damaged, or its float16 range "
+                    "is exceeded."
+                )
+            rows.append(features)
+            labels.append(batch_labels)
+        if not rows:
+            raise ValueError("Expected at least one image. Received: none.")
+        features = np.concatenate(rows)
+        if labels[0] is None:
+            return features
+        return features, np.concatenate(labels).astype(np.int64)
+
+    return run
 
 
 def feature_function(model, output="features"):

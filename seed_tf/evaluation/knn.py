@@ -120,6 +120,57 @@ def nearest_neighbours(bank, queries, k, *, query_block=1024, bank_block=16384):
     return np.concatenate(similarities), np.concatenate(indices)
 
 
+def neighbour_agreement(first, second, *, k=10):
+    """Share of the k nearest neighbours that two encoders both name.
+
+    Of each image, its k nearest among the others by cosine. It needs no
+    labels, and tells whether a student sees the similarities that its teacher
+    sees.
+
+    Args:
+        first: `[N, C]` array, features of N images by one encoder.
+        second: `[N, D]` array, of the same images by another.
+        k: int in [1, N - 1].
+
+    Returns:
+        float in [0, 1]; of encoders with nothing in common `k / (N - 1)`.
+
+    Raises:
+        ValueError: if the numbers of images differ, `k` is out of range, or
+            features are not finite.
+
+    Example:
+
+    >>> first = np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
+    >>> neighbour_agreement(first, np.ones((4, 2)) + 9 * first, k=1)
+    1.0
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            "Expected features of the same images. "
+            f"Received: {len(first)} and {len(second)} rows."
+        )
+    if not 1 <= k < len(first):
+        raise ValueError(
+            "`k` must lie between 1 and the number of other images. "
+            f"Received: k={k}, {len(first)} images."
+        )
+    mine, theirs = (
+        nearest_others(features, k)[:, :, None] for features in (first, second)
+    )
+    both = mine == np.swapaxes(theirs, 1, 2)
+    return float(both.sum() / (k * len(first)))
+
+
+def nearest_others(features, k):
+    """Indices `[N, k]` of the nearest rows of `[N, C]` to each, but itself."""
+    _, indices = nearest_neighbours(features, features, k + 1)
+    # Of equal rows another may come before the row itself, or push it out.
+    itself = indices == np.arange(len(features))[:, None]
+    last = np.argsort(itself, axis=1, kind="stable")
+    return np.take_along_axis(indices, last, axis=1)[:, :k]
+
+
 def _blocks(name, features, size):
     """Yields pairs of a first row and the normalised rows from there on."""
     for start in range(0, len(features), size):

@@ -182,13 +182,18 @@ def _bar(axes, y, values, colour):
 
 
 @matplotlib.rc_context(_STYLE)
-def curves(histories, metrics, *, every=1, xlabel="epoch", colours=None):
+def curves(
+    histories, metrics, *, x=None, every=1, xlabel="epoch", colours=None
+):
     """Training curves, one panel per metric.
 
     Args:
         histories: dict of run names to dicts of metric names to lists of
-            values, as `model.fit(...).history`. A run may lack a metric.
+            values, as `model.fit(...).history`. A run may lack a metric, and
+            a metric some values, which are None then.
         metrics: list of metric names, or dict of them to axis labels.
+        x: name of the metric along the horizontal axis; by default values
+            stand `every` apart.
         every: int, units of `xlabel` from one value to the next.
         xlabel: str.
         colours: dict of run names to colours, by default `palette`'s.
@@ -205,8 +210,19 @@ def curves(histories, metrics, *, every=1, xlabel="epoch", colours=None):
     for axes, (metric, label) in zip(panels, labels.items(), strict=False):
         for name, history in histories.items():
             values = history.get(metric, ())
-            steps = every * np.arange(1, len(values) + 1)
-            axes.plot(steps, values, color=colours[name], lw=1.6)
+            steps = history[x] if x else every * np.arange(1, len(values) + 1)
+            points = [
+                point
+                for point in zip(steps, values, strict=bool(values))
+                if point[1] is not None
+            ]
+            style = {"marker": "."} if len(points) < 20 else {}
+            axes.plot(
+                *zip(*points, strict=True) if points else ((), ()),
+                color=colours[name],
+                lw=1.6,
+                **style,
+            )
         axes.set_title(label, loc="left")
         axes.set_xlabel(xlabel)
         axes.grid(axis="y")
@@ -293,6 +309,26 @@ def _plane(vectors, method, seed):
     # On a busy machine its threads wait for one another: minutes, not seconds.
     with threadpool_limits(1):
         return tsne.fit_transform(vectors)
+
+
+@matplotlib.rc_context(_STYLE)
+def mosaic(images, *, columns=8):
+    """Images side by side, in rows.
+
+    Args:
+        images: `[N, H, W, 3]` uint8.
+        columns: int, images in a row.
+
+    Returns:
+        Figure.
+    """
+    images = np.asarray(images)
+    columns = min(columns, len(images))
+    rows = len(images) // columns
+    figure = Figure((0.9 * columns, 0.9 * rows))
+    grid = images[: rows * columns].reshape(rows, columns, *images.shape[1:])
+    _mosaic(figure.subplots(), grid)
+    return figure
 
 
 @matplotlib.rc_context(_STYLE)

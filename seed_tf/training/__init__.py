@@ -1,8 +1,23 @@
-"""Optimiser and schedule of the paper's recipe, and what a run leaves."""
+"""Optimiser, schedule, devices and runs: all around a model's `fit`."""
 
-from seed_tf.training.callbacks import MetricsLog, Progress
+from seed_tf.training.callbacks import Evaluate, MetricsLog, Progress
 from seed_tf.training.optimizer import SGD
-from seed_tf.training.run import train
+from seed_tf.training.report import write_run_report
+from seed_tf.training.run import Stopped, dry_run, train
+from seed_tf.training.saving import Checkpoints, RunFolder, fingerprint
 from seed_tf.training.schedule import warmup_cosine
 
-__all__ = ["MetricsLog", "Progress", "SGD", "train", "warmup_cosine"]
+__all__ = [
+    "Checkpoints",
+    "Evaluate",
+    "MetricsLog",
+    "Progress",
+    "RunFolder",
+    "SGD",
+    "Stopped",
+    "dry_run",
+    "fingerprint",
+    "train",
+    "warmup_cosine",
+    "write_run_report",
+]

@@ -1,10 +1,14 @@
-"""What a run tells while it trains."""
+"""What a run tells and writes while it trains."""
 
 import json
+import os
 import time
 
 import keras
-from keras import ops
+import tensorflow as tf
+from tensorflow.core.framework.summary_pb2 import SummaryMetadata
+
+from seed_tf.training.saving import replacing
 
 
 class Progress(keras.callbacks.Callback):
@@ -35,12 +39,17 @@ class Progress(keras.callbacks.Callback):
         self._steps = self._measured = 0
         self._start = self._last = None
 
+    def on_train_begin(self, logs=None):
+        self._steps = int(self.model.step.numpy())
+        self._start = None
+
     def on_train_batch_end(self, batch, logs=None):
         now = time.monotonic()
         self._steps += 1
         if self._start is None:
             # The first step traces and compiles; rates are taken after it.
-            self._start = self._last = now
+            self._start, self._measured = now, 0
+            self._last = self._last or now
             return
         self._measured += 1
         if now - self._last < self._every and self._steps < self._total:
@@ -57,30 +66,148 @@ class Progress(keras.callbacks.Callback):
         )
 
 
-class MetricsLog(keras.callbacks.Callback):
-    """Appends one JSON object per epoch to a file: metrics, step, seconds.
+class Evaluate(keras.callbacks.Callback):
+    """Adds measurements to the logs of some epochs.
+
+    Stands before the callbacks that read them.
 
     Args:
-        path: file, made if missing; lines of an earlier part of the run stay.
+        measures: dict of names to pairs (function without arguments that
+            gives a float, epochs from one measurement to the next).
     """
 
-    def __init__(self, path):
+    def __init__(self, measures):
         super().__init__()
-        self._path = path
-
-    def on_train_begin(self, logs=None):
-        self._start = time.monotonic()
+        self._measures = measures
 
     def on_epoch_end(self, epoch, logs=None):
+        last = epoch + 1 == self.params["epochs"]
+        for name, (measure, every) in self._measures.items():
+            if last or (epoch + 1) % every == 0:
+                logs[name] = measure()
+
+
+class MetricsLog(keras.callbacks.Callback):
+    """Writes a JSON object per line to a file, and TensorBoard events.
+
+    A line has `step`, `epoch` (with its fraction), `seconds` of training,
+    `images_per_second`, `waiting` (the share of time spent waiting for data),
+    `learning_rate`, and of every metric the mean over the steps since the line
+    before. The line at the end of an epoch has what `Evaluate` measured, too.
+
+    A run that goes on from a checkpoint takes back the lines after it.
+
+    Args:
+        path: file, made if missing.
+        batch_size: int, images per step.
+        steps_per_epoch: int.
+        every: int, steps from one line to the next.
+        events: folder for TensorBoard events, or None.
+    """
+
+    def __init__(
+        self, path, *, batch_size, steps_per_epoch, every=50, events=None
+    ):
+        super().__init__()
+        self._path, self._batch, self._every = path, batch_size, every
+        self._steps_per_epoch = steps_per_epoch
+        self._events = events and tf.summary.create_file_writer(events)
+
+    def on_train_begin(self, logs=None):
+        self._step = int(self.model.step.numpy())
+        lines = read_lines(self._path)
+        kept = [line for line in lines if line["step"] <= self._step]
+        with replacing(self._path) as path, open(path, "w") as f:
+            f.writelines(json.dumps(line) + "\n" for line in kept)
+        self._seconds = kept[-1]["seconds"] if kept else 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._idle = time.monotonic()
+        self._begin_window()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._waited += time.monotonic() - self._idle
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._step += 1
+        self._steps += 1
+        self._idle = time.monotonic()
+        at_end = batch + 1 == self.params["steps"]  # on_epoch_end follows
+        if self._step % self._every == 0 and not at_end:
+            self._write({})
+
+    def on_epoch_end(self, epoch, logs=None):
+        means = {metric.name for metric in self.model.metrics}
+        measured = {k: v for k, v in logs.items() if k not in means}
+        self._write(measured)
+
+    def on_train_end(self, logs=None):
+        if self._events:
+            self._events.flush()
+
+    def _begin_window(self):
+        self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
+        self._sums = self._read_sums()
+
+    def _read_sums(self):
+        return {
+            metric.name: (
+                float(metric.total.numpy()),
+                float(metric.count.numpy()),
+            )
+            for metric in self.model.metrics
+        }
+
+    def _write(self, measured):
+        seconds = self._idle - self._start  # without evaluation
+        self._seconds += seconds
+        means = {
+            name: (total - self._sums[name][0]) / (count - self._sums[name][1])
+            for name, (total, count) in self._read_sums().items()
+            if count > self._sums[name][1]
+        }
         line = {
-            "epoch": epoch + 1,
-            "step": int(ops.convert_to_numpy(self.model.step)),
-            "seconds": round(time.monotonic() - self._start, 2),
+            "step": self._step,
+            "epoch": round(self._step / self._steps_per_epoch, 4),
+            "seconds": round(self._seconds, 3),
+            "images_per_second": round(self._batch * self._steps / seconds, 2),
+            "waiting": round(self._waited / seconds, 4),
             "learning_rate": float(self.model.optimizer.learning_rate),
-            **{name: float(value) for name, value in (logs or {}).items()},
+            **means,
+            **{name: float(value) for name, value in measured.items()},
         }
         with open(self._path, "a") as f:
             f.write(json.dumps(line) + "\n")
+        if self._events:
+            self._write_events(line)
+        self._begin_window()
+
+    def _write_events(self, line):
+        # As tf.summary.scalar, which TensorFlow has only beside TensorBoard.
+        plugin = SummaryMetadata.PluginData(plugin_name="scalars")
+        with self._events.as_default(step=line["step"]):
+            for name, value in line.items():
+                tf.summary.write(
+                    name,
+                    tf.constant(value, tf.float32),
+                    metadata=SummaryMetadata(plugin_data=plugin),
+                )
+
+
+def read_lines(path):
+    """The lines of a `MetricsLog`, as dicts; none if there is no file.
+
+    A last line that a killed process left unfinished is left out.
+    """
+    lines = []
+    if os.path.exists(path):
+        with open(path) as f:
+            for line in f:
+                try:
+                    lines.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+    return lines
 
 
 def duration(seconds):

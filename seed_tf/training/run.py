@@ -1,67 +1,410 @@
-"""A training run of the launchers: one folder with all it leaves."""
+"""A training run that survives: resumed, evaluated, kept, reported."""
 
-import json
-import os
+import contextlib
+import platform
+import resource
+import signal
+import time
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from seed_tf.training.callbacks import MetricsLog, Progress
+from seed_tf.embedding_queue import EmbeddingQueue
+from seed_tf.evaluation.report import table
+from seed_tf.training.callbacks import (
+    Evaluate,
+    MetricsLog,
+    Progress,
+    duration,
+    read_lines,
+)
+from seed_tf.training.saving import Checkpoints, EncoderFiles
+from seed_tf.version import __version__
+
+DRY_STEPS = 5
 
 
-class SaveEncoder(keras.callbacks.Callback):
-    """Saves an encoder after every epoch, whole or not at all.
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A run was told to stop, and has saved what it needs to go on.
 
-    Args:
-        encoder: keras.Model.
-        path: a `.keras` file; replaced only by a finished one.
+    Attributes:
+        signal: int, SIGINT or SIGTERM.
     """
 
-    def __init__(self, encoder, path):
-        super().__init__()
-        self._encoder, self._path = encoder, path
-
-    def on_epoch_end(self, epoch, logs=None):
-        unfinished = self._path.removesuffix(".keras") + ".unfinished.keras"
-        self._encoder.save(unfinished)
-        os.replace(unfinished, self._path)
+    def __init__(self, message, signal):
+        super().__init__(message)
+        self.signal = signal
 
 
-def train(model, dataset, *, encoder, epochs, batch_size, output, config):
-    """Fits a compiled model and leaves its record in a folder.
+def train(
+    model,
+    load,
+    *,
+    encoder,
+    epochs,
+    steps_per_epoch,
+    batch_size,
+    folder,
+    measures=None,
+    monitor=None,
+    patience=0,
+    checkpoint_minutes=10.0,
+    summary=None,
+    on_evaluated=None,
+):
+    """Trains a compiled model to its end, from where an earlier try stopped.
 
-    Writes `config.json` before the first step, one line per epoch to
-    `metrics.jsonl`, and after every epoch `student.keras`, the trained
-    encoder. Prints progress with images/s and the time left.
+    Writes into the folder as it goes: `metrics.jsonl` and TensorBoard events,
+    checkpoints (the last three and the best), `student.keras` and
+    `backbone.keras` (of the best evaluation, or the newest where there is
+    none), and at the end, however it comes, `summary.json`. SIGTERM and SIGINT
+    end it after the step in progress, saved.
 
     Args:
-        model: a compiled `SEED` or `MoCo`.
-        dataset: `tf.data.Dataset` of known length of batches of images.
+        model: a compiled `SEED` or `MoCo`, in its starting state.
+        load: function of a step to the `tf.data.Dataset` of all batches from
+            there to the end of the run.
         encoder: keras.Model, the part of `model` to save.
-        epochs: int.
-        batch_size: int.
-        output: folder, made if missing.
-        config: dict that describes the run, written as JSON.
+        epochs, steps_per_epoch, batch_size: ints.
+        folder: `RunFolder`.
+        measures: see `Evaluate`.
+        monitor: name of the measure, larger is better, by which the best
+            checkpoint is chosen; None for the newest.
+        patience: int, evaluations without a new best after which training
+            stops; 0 for never.
+        checkpoint_minutes: float, minutes from one checkpoint to the next.
+        summary: function without arguments to a dict, for `summary.json`.
+        on_evaluated: function without arguments, called after an epoch's end
+            was written, at most once a minute, and at the end of the run.
 
     Returns:
-        The path of `student.keras`.
+        dict, the content of `summary.json`.
 
     Raises:
-        FloatingPointError: when the loss stops being finite.
-        OSError: if the folder cannot be written, before any training.
+        Stopped: when told to.
+        FloatingPointError: at the first step whose loss is not finite.
+        OSError: if the disk is full. Earlier checkpoints stay intact.
+        ValueError: if no checkpoint is whole, or they are of another model.
     """
-    os.makedirs(output, exist_ok=True)
-    with open(os.path.join(output, "config.json"), "w") as f:
-        json.dump(config, f, indent=2)
-    path = os.path.join(output, "student.keras")
-    steps = int(dataset.cardinality())
+    total = steps_per_epoch * epochs
+    checkpoints = Checkpoints(folder.file("checkpoints"), model)
+    step = checkpoints.restore()
+    if folder.chief:
+        folder.check_space(disk_needed(checkpoints, encoder))
+    metrics = folder.file("metrics.jsonl")
+    lines = [x for x in read_lines(metrics) if x["step"] <= step]
+    best = _Best(monitor, patience, lines)
+    if step and folder.chief:
+        print(f"Going on after step {step} of {total}.", flush=True)
+    files = EncoderFiles(folder, encoder)
+
+    def summarise(ended):
+        step = int(model.step.numpy())
+        result = {
+            "ended": ended,
+            "step": step,
+            "total_steps": total,
+            "encoder_of_step": best.step or step,
+            **({monitor: best.value} if best.step else {}),
+            "last": (read_lines(metrics) or [{}])[-1],
+            **(summary() if summary else {}),
+            "machine": machine(),
+        }
+        if folder.chief:
+            folder.write("summary.json", result)
+        return result
+
+    try:
+        with _Interruption() as interruption:
+            callbacks = [Evaluate(measures or {})]
+            if folder.chief:
+                callbacks += [
+                    MetricsLog(
+                        metrics,
+                        batch_size=batch_size,
+                        steps_per_epoch=steps_per_epoch,
+                        events=folder.file("events"),
+                    ),
+                    Progress(total, batch_size),
+                ]
+            save = _Save(
+                *(checkpoints, files, best, interruption),
+                seconds=60 * checkpoint_minutes,
+                chief=folder.chief,
+                on_saved=lambda: summarise("running"),
+                on_evaluated=on_evaluated,
+            )
+            if not best.lost_patience:
+                _fit(
+                    model,
+                    load,
+                    step,
+                    steps_per_epoch,
+                    epochs,
+                    [*callbacks, save],
+                )
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the disk may be full
+            summarise(str(error) or type(error).__name__)
+        raise
+    if best.lost_patience:
+        return summarise(
+            f"stopped early: {monitor} did not rise in {patience} evaluations"
+        )
+    return summarise("finished")
+
+
+def _fit(model, load, step, steps_per_epoch, epochs, callbacks):
+    epoch, done = divmod(step, steps_per_epoch)
+    if done:  # the rest of an epoch
+        model.fit(
+            load(step),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            steps_per_epoch=steps_per_epoch - done,
+            callbacks=callbacks,
+            verbose=0,
+        )
+        epoch += 1
+    if epoch < epochs and not model.stop_training:
+        model.fit(
+            load(epoch * steps_per_epoch),
+            initial_epoch=epoch,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=0,
+        )
+
+
+class _Interruption:
+    """Notes SIGINT and SIGTERM within a block; a second one acts at once."""
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self):
+        self.signal = None
+        self._handlers = {s: signal.signal(s, self._note) for s in self.signals}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.signal = number
+        for s, handler in self._handlers.items():
+            signal.signal(s, handler)
+        name = signal.Signals(number).name
+        print(f"{name}: finishing this step, then saving.", flush=True)
+
+
+class _Best:
+    """Which evaluation was the best so far; without any, the newest is."""
+
+    def __init__(self, monitor, patience, lines):
+        self.monitor, self._patience = monitor, patience
+        self._values = []
+        for line in lines:
+            self.add(line["step"], line)
+
+    def add(self, step, logs):
+        """Notes an evaluation; says whether it is the best."""
+        if self.monitor in logs:
+            self._values.append((step, logs[self.monitor]))
+            return self.step == step
+        return self.monitor is None
+
+    @property
+    def step(self):
+        return self._best[0]
+
+    @property
+    def value(self):
+        return self._best[1]
+
+    @property
+    def _best(self):
+        return max(self._values, key=lambda x: x[1], default=(None, None))
+
+    @property
+    def lost_patience(self):
+        since = [step for step, _ in self._values if step > (self.step or 0)]
+        return 0 < self._patience <= len(since)
+
+
+class _Save(keras.callbacks.Callback):
+    """Saves when it is time, the best, or told to stop.
+
+    Stands behind `MetricsLog`: no checkpoint without its line.
+    """
+
+    def __init__(
+        self,
+        checkpoints,
+        files,
+        best,
+        interruption,
+        *,
+        seconds,
+        chief,
+        on_saved,
+        on_evaluated,
+    ):
+        super().__init__()
+        self._checkpoints, self._files = checkpoints, files
+        self._best, self._interruption = best, interruption
+        self._seconds, self._chief = seconds, chief
+        self._on_saved = on_saved
+        self._on_evaluated, self._reported = on_evaluated, time.monotonic()
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.params["steps"]:
+            return  # the checkpoint is to hold what the epoch's end measures
+        if self._due or self._interruption.signal:
+            self._save()
+        self._stop_if_told()
+
+    def on_epoch_end(self, epoch, logs=None):
+        best = self._best.add(int(self.model.step.numpy()), logs)
+        self.model.stop_training = self._best.lost_patience
+        if (
+            self._due
+            or (best and self._best.monitor)
+            or self.model.stop_training
+            or self._interruption.signal
+        ):
+            self._save(encoder=best)
+        if time.monotonic() - self._reported > 60:
+            self._report()
+        self._stop_if_told()
+
+    def on_train_end(self, logs=None):
+        self._save(encoder=self._best.monitor is None)
+        self._report()
+
+    @property
+    def _due(self):
+        return time.monotonic() - self._saved >= self._seconds
+
+    def _save(self, encoder=False):
+        if self._chief:
+            if encoder:
+                self._files.save()
+            step = int(self.model.step.numpy())
+            self._checkpoints.save(step, self._best.step)
+            self._on_saved()
+        self._saved = time.monotonic()
+
+    def _report(self):
+        if self._on_evaluated and self._chief:
+            self._on_evaluated()
+        self._reported = time.monotonic()
+
+    def _stop_if_told(self):
+        if self._interruption.signal:
+            step = int(self.model.step.numpy())
+            raise Stopped(
+                f"Stopped after step {step}, which is saved.",
+                self._interruption.signal,
+            )
+
+
+class _Times(keras.callbacks.Callback):
+    """When each step began and ended."""
+
+    def __init__(self):
+        super().__init__()
+        self.begin, self.end = [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.begin.append(time.monotonic())
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.end.append(time.monotonic())
+
+
+def dry_run(
+    model, load, *, encoder, epochs, steps_per_epoch, batch_size, teacher=None
+):
+    """Runs five steps and tells what the whole run will cost.
+
+    Arguments are those of `train`, and the teacher if there is one. It writes
+    no file, but trains the model: build it anew to train.
+
+    Returns:
+        str, a table to print.
+    """
+    times, total = _Times(), steps_per_epoch * epochs
+    start = time.monotonic()
     model.fit(
-        dataset,
-        epochs=epochs,
+        load(0),
+        epochs=-(-DRY_STEPS // steps_per_epoch),
+        steps_per_epoch=min(DRY_STEPS, steps_per_epoch),
+        callbacks=[times],
         verbose=0,
-        callbacks=[
-            Progress(steps * epochs, batch_size),
-            MetricsLog(os.path.join(output, "metrics.jsonl")),
-            SaveEncoder(encoder, path),
-        ],
     )
-    return path
+    # The first step traces and compiles: the rate is that of the others.
+    seconds = (times.end[-1] - times.end[0]) / (len(times.end) - 1)
+    waited = np.subtract(times.begin[1:], times.end[:-1]).mean()
+    checkpoints = Checkpoints("", model)
+    queues = [q for q in model.state.values() if isinstance(q, EmbeddingQueue)]
+    values = {
+        "parameters, trained encoder": f"{encoder.count_params():,}",
+        "parameters, teacher": teacher and f"{teacher.count_params():,}",
+        "queue": readable_bytes(sum(4 * q.size * q.dim for q in queues)),
+        "peak memory": readable_bytes(peak_memory()),
+        "until the end of the first step": duration(times.end[0] - start),
+        "images per second": f"{batch_size / seconds:.1f}",
+        "waiting for data": f"{waited / seconds:.0%} of the time",
+        "steps": f"{total:,} = {epochs} epochs of {steps_per_epoch:,}",
+        "time for all steps": duration(total * seconds),
+        "disk": readable_bytes(disk_needed(checkpoints, encoder)),
+    }
+    return table(
+        [{"": name, "dry run": x} for name, x in values.items() if x],
+        ["", "dry run"],
+    )
+
+
+def disk_needed(checkpoints, encoder):
+    """Bytes that a run leaves at most, about."""
+    # The last three, the best, and one in the making; encoder and backbone.
+    return 5 * checkpoints.size() + 3 * 4 * encoder.count_params() + 2**20
+
+
+def peak_memory():
+    """Bytes of the process, and of each GPU, at their highest."""
+    used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for gpu in tf.config.list_logical_devices("GPU"):
+        used += tf.config.experimental.get_memory_info(gpu.name)["peak"]
+    return used
+
+
+def readable_bytes(count):
+    """Bytes as a person writes them.
+
+    >>> readable_bytes(33_554_432)
+    '33.6 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def machine():
+    """What a run ran on: dict of versions and devices."""
+    devices = tf.config.list_physical_devices()
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "seed_tf": __version__,
+        "devices": [d.name.removeprefix("/physical_device:") for d in devices],
+        "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
+        "host": platform.platform(),
+    }
