@@ -240,8 +240,12 @@ class GoesOnTest(parameterized.TestCase):
             reached.append(self.newest(output))
         self.assertEqual(reached[-1], STEPS * EPOCHS)
         resumed = model()
-        Checkpoints(os.path.join(output, "checkpoints"), resumed).restore()
+        folder = os.path.join(output, "checkpoints")
+        Checkpoints(folder, resumed).restore()
         self.assert_equals_uninterrupted(resumed, output)
+        self.assertCountEqual(
+            os.listdir(folder), [f"step-{n:09d}" for n in (18, 19, 20)]
+        )
 
     def newest(self, output):
         folder = os.path.join(output, "checkpoints")
@@ -489,7 +493,7 @@ class RecordsTest(parameterized.TestCase):
             verbose=0,
             callbacks=[
                 EveryLoss(),
-                seed_tf.training.Evaluate({"knn": (lambda: 0.5, 2)}),
+                seed_tf.training.Evaluate({"knn": (lambda: 0.5, 2)}, 2),
                 seed_tf.training.MetricsLog(
                     path,
                     batch_size=BATCH,

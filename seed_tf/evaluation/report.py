@@ -229,7 +229,8 @@ def curves(
         axes.margins(x=0.01)
     for axes in panels[len(labels) :]:
         axes.set_visible(False)
-    _legend(figure, {name: colours[name] for name in histories}, "-")
+    if len(histories) > 1:
+        _legend(figure, {name: colours[name] for name in histories}, "-")
     return figure
 
 

@@ -74,14 +74,15 @@ class Evaluate(keras.callbacks.Callback):
     Args:
         measures: dict of names to pairs (function without arguments that
             gives a float, epochs from one measurement to the next).
+        epochs: int, of the whole run; the last one is always measured.
     """
 
-    def __init__(self, measures):
+    def __init__(self, measures, epochs):
         super().__init__()
-        self._measures = measures
+        self._measures, self._epochs = measures, epochs
 
     def on_epoch_end(self, epoch, logs=None):
-        last = epoch + 1 == self.params["epochs"]
+        last = epoch + 1 == self._epochs
         for name, (measure, every) in self._measures.items():
             if last or (epoch + 1) % every == 0:
                 logs[name] = measure()

@@ -9,13 +9,13 @@ _CURVES = {
     "loss": "loss (nats)",
     "gap": "gap: KL to the target (nats)",
     "accuracy": "contrastive accuracy",
-    "agreement": "neighbours shared with the teacher, held out",
+    "agreement": "neighbours shared with teacher",
     "knn": "k-NN top-1",
     "cosine": "cosine between the towers",
     "spread": "spread of embeddings",
     "teacher_neighbours": "neighbours in the target",
-    "student_neighbours": "neighbours of the student's softmax",
-    "self_mass": "target's mass on the image itself",
+    "student_neighbours": "neighbours in student's softmax",
+    "self_mass": "target's mass on the image",
     "queue_filled": "share of the queue filled",
     "gradient_norm": "gradient norm",
     "learning_rate": "learning rate",
@@ -75,7 +75,13 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
             )
         )
     settings = "\n".join(f"{name} = {value}" for name, value in config.items())
-    sections.append(("Settings", "", f"<pre>{html.escape(settings)}</pre>"))
+    sections.append(
+        (
+            "Settings",
+            "",
+            f"<pre style='white-space: pre-wrap'>{html.escape(settings)}</pre>",
+        )
+    )
     report.write_report(folder.file("report.html"), title, sections)
 
 

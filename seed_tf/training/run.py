@@ -1,6 +1,7 @@
 """A training run that survives: resumed, evaluated, kept, reported."""
 
 import contextlib
+import os
 import platform
 import resource
 import signal
@@ -90,7 +91,7 @@ def train(
     total = steps_per_epoch * epochs
     checkpoints = Checkpoints(folder.file("checkpoints"), model)
     step = checkpoints.restore()
-    if folder.chief:
+    if folder.chief and not step:
         folder.check_space(disk_needed(checkpoints, encoder))
     metrics = folder.file("metrics.jsonl")
     lines = [x for x in read_lines(metrics) if x["step"] <= step]
@@ -117,7 +118,7 @@ def train(
 
     try:
         with _Interruption() as interruption:
-            callbacks = [Evaluate(measures or {})]
+            callbacks = [Evaluate(measures or {}, epochs)]
             if folder.chief:
                 callbacks += [
                     MetricsLog(
@@ -197,7 +198,8 @@ class _Interruption:
         for s, handler in self._handlers.items():
             signal.signal(s, handler)
         name = signal.Signals(number).name
-        print(f"{name}: finishing this step, then saving.", flush=True)
+        # Not `print`, which a handler may have interrupted itself.
+        os.write(1, f"{name}: finishing this step, then saving.\n".encode())
 
 
 class _Best:

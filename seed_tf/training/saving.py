@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -268,6 +269,8 @@ class Checkpoints:
             ValueError: if a checkpoint is whole but of another model, or none
                 is whole.
         """
+        for path in glob.glob(os.path.join(self._folder, "*.unfinished")):
+            shutil.rmtree(path, ignore_errors=True)  # of a killed process
         damaged = []
         for step in reversed(self.steps):
             path = self._path(step)
