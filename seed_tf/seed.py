@@ -130,7 +130,7 @@ class SEED(TwoTower):
             scaled_loss, tape, self.student.trainable_variables
         )
 
-        batch = ops.shape(images)[0]
+        batch = ops.shape(views[0])[0]
         for queue, target in zip(self._queues, targets, strict=True):
             queue.enqueue(self.all_replicas(target[:batch]))
         self.step.assign_add(1)

@@ -58,23 +58,42 @@ class TwoTower(keras.Model):
         """Views of a batch, a list with one tensor per image size.
 
         Args:
-            images: `[B, H, W, 3]` uint8 or float in [0, 255].
+            images: `[B, H, W, 3]` uint8 or float in [0, 255]; or the crops
+                with which the views begin, from `datasets.load(views=...)`:
+                `[B, n, s, s, 3]`, for multi-crop a pair of such.
             step: scalar int64 from which, with `seed`, randomness derives.
             stream: int; other streams give other views of the same images.
+                Of crops, it is which of the n.
 
         Returns:
             `[n * B, s, s, 3]` float32 tensors, the first view of every image
             first; n is 1 but for multi-crop's small views.
         """
-        check_channels(images)
+        parts, options = tf.nest.flatten(images), {}
+        if len(parts[0].shape) == 5:
+            crops = getattr(self.views, "crops", [])
+            expected = [(layer.size, layer.size, 3) for layer, _ in crops]
+            sizes = [tuple(x.shape[2:]) for x in parts]
+            # None if Keras traced the step for another number of crops before.
+            of_each = parts[0].shape[1]
+            if sizes != expected or (of_each and stream >= of_each):
+                raise ValueError(
+                    "Expected the crops that the views begin with, from "
+                    "datasets.load(..., views=views), with num_views=2 for "
+                    f"MoCo: {stream + 1} or more of each image, of {expected}. "
+                    f"Received: {[tuple(x.shape) for x in parts]}."
+                )
+            options["cropped"] = True
+            images = parts if len(parts) > 1 else images[:, stream]
+        else:
+            check_channels(images)
         if self._views_take_seeds:
-            batch = ops.shape(images)[0]
+            batch = ops.shape(parts[0])[0]
             replica = tf.distribute.get_replica_context()
             index = replica.replica_id_in_sync_group if replica else 0
             seeds = stateless.image_seeds(self.seed, step, batch, index * batch)
-            views = self.views(images, seeds=stateless.fold_in(seeds, stream))
-        else:
-            views = self.views(images)
+            options["seeds"] = stateless.fold_in(seeds, stream)
+        views = self.views(images, **options)
         return list(views) if isinstance(views, (list, tuple)) else [views]
 
     def reseed(self, *towers):
@@ -308,14 +327,19 @@ def _as_list(callbacks):
 
 
 def _check_value_range(x):
-    """Refuses float images that look like [0, 1]."""
+    """Refuses float images that look like [0, 1]; crops may be a pair."""
     if isinstance(x, tf.data.Dataset):
-        spec = x.element_spec
-        spec = spec[0] if isinstance(spec, (list, tuple)) else spec
-        if not getattr(spec, "dtype", tf.uint8).is_floating:
+
+        def images(element):
+            first = keras.utils.unpack_x_y_sample_weight(element)[0]
+            return tf.nest.flatten(first)[0]
+
+        if not getattr(images(x.element_spec), "dtype", tf.uint8).is_floating:
             return
         batch = next(iter(x.take(1)), None)
-        batch = batch[0] if isinstance(batch, (list, tuple)) else batch
+        if batch is None:
+            return
+        batch = images(batch)
     elif getattr(x, "dtype", None) is not None and len(x):
         batch = x[:64]
     else:

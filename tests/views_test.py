@@ -17,6 +17,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image, ImageEnhance
 
 from seed_tf import stateless, views
+from seed_tf.two_tower import TwoTower
 
 # Before anything runs: logical devices cannot be added later.
 tf.config.set_logical_device_configuration(
@@ -159,6 +160,19 @@ class RandomResizedCropTest(LayerTest):
             self.assertLess(len(kept), 32)
         else:
             self.assertEmpty(kept)
+
+    @parameterized.product(
+        size=((224, 224), (333, 500), (60, 180), (180, 60), (4000, 3000)),
+        scale=((0.2, 1.0), (0.05, 0.14), (1.0, 1.0)),
+    )
+    def test_boxes_by_numpy_are_those_of_the_step(self, size, scale):
+        layer = views.RandomResizedCrop(8, scale)
+        uniforms = stateless.uniform(seeds(2000), layer.num_uniforms).numpy()
+        boxes = layer.boxes(uniforms, *map(np.float32, size))
+        self.assertIsInstance(boxes, np.ndarray)
+        self.assertEqual(boxes.dtype, np.float32)
+        drawn = draw(layer, 2000, *size)
+        np.testing.assert_array_equal(boxes, drawn)
 
     @parameterized.parameters(7, 32, 61)
     def test_resizes_as_pil_resizes_the_crop(self, size):
@@ -579,6 +593,33 @@ class PipelinesTest(LayerTest):
         other = view(images, seeds=seeds(32, step=1)).numpy()
         self.assertGreater(np.abs(other - out).mean(axis=(1, 2, 3)).min(), 2.0)
 
+    def test_crop_ahead_of_the_rest(self):
+        """The rest of a view draws what it draws after its own crop."""
+        view, images, keys = views.moco_v2(24), random_images(6), seeds(6)
+        ((layer, count),) = view.crops
+        self.assertIs(layer, view.layers[0])
+        (uniforms,) = view.crop_draws(keys)
+        self.assertEqual((count, uniforms.shape), (1, (6, 1, 22)))
+        boxes = layer.boxes(uniforms[:, 0].numpy(), *np.float32([40, 48]))
+        crops = apply(layer, images, boxes)
+        expected = view(images, seeds=keys)
+        rest = tf.function(functools.partial(view, cropped=True))
+        for ours in (
+            view(crops, seeds=keys, cropped=True),
+            rest(crops, seeds=keys),
+            view(crops[:1], seeds=keys[:1], cropped=True),
+        ):
+            np.testing.assert_allclose(ours, expected[: len(ours)], atol=SAME)
+        drawn = [view(crops, cropped=True) for _ in range(2)]
+        self.assertFalse(np.array_equal(*drawn))
+
+    def test_views_that_begin_otherwise_have_no_crop(self):
+        crop = views.RandomResizedCrop(8)
+        for layers in ([], [views.RandomGrayscale(), crop]):
+            self.assertEmpty(views.View(layers).crops)
+        half = views.multi_crop(views.View([crop]), views.View([]))
+        self.assertEmpty(half.crops)
+
     def test_layers_of_a_view_draw_independently(self):
         flip = views.RandomHorizontalFlip(p=0.5)
         view = views.View([flip, flip])  # drawn alike, they would undo it
@@ -720,6 +761,57 @@ class MultiCropTest(LayerTest):
             for ours, theirs in zip(way, expected, strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=SAME)
                 self.assertEqual(ours.shape, theirs.shape)
+
+    def test_crops_ahead_of_the_rest(self):
+        crops = views.multi_crop(views.swav(24), views.small_patches(12), 3)
+        images, keys = random_images(4), seeds(4)
+        self.assertEqual([count for _, count in crops.crops], [1, 3])
+        parts = []
+        for (layer, count), uniforms in zip(
+            crops.crops, crops.crop_draws(keys), strict=True
+        ):
+            self.assertEqual(uniforms.shape, (4, count, 22))
+            resized = [
+                apply(layer, images, layer.boxes(x, *np.float32([40, 48])))
+                for x in np.moveaxis(uniforms.numpy(), 1, 0)
+            ]
+            parts.append(np.stack(resized, 1))
+        expected = crops(images, seeds=keys)
+        rest = tf.function(functools.partial(crops, cropped=True))
+        for way in (crops(parts, seeds=keys, cropped=True), rest(parts, keys)):
+            for ours, theirs in zip(way, expected, strict=True):
+                self.assertEqual(ours.shape, theirs.shape)
+                np.testing.assert_allclose(ours, theirs, atol=SAME)
+
+
+class AugmentTest(LayerTest):
+    """Crops instead of images, as `TwoTower` takes them."""
+
+    @parameterized.named_parameters(
+        ("function", lambda: tf.identity, [(2, 1, 8, 8, 3)], 0),
+        ("no_crop", lambda: views.View([]), [(2, 1, 8, 8, 3)], 0),
+        ("size", lambda: views.moco_v2(9), [(2, 1, 8, 8, 3)], 0),
+        ("second_view", lambda: views.moco_v2(8), [(2, 1, 8, 8, 3)], 1),
+        ("pair", lambda: views.moco_v2(8), [(2, 1, 8, 8, 3)] * 2, 0),
+        (
+            "no_pair",
+            lambda: views.multi_crop(views.moco_v2(8), views.moco_v2(8)),
+            [(2, 1, 8, 8, 3)],
+            0,
+        ),
+    )
+    def test_unfit_crops(self, make, shapes, stream):
+        model = TwoTower(views=make(), seed=0)
+        crops = [tf.zeros(shape, tf.uint8) for shape in shapes]
+        with self.assertRaisesRegex(
+            ValueError,
+            rf"{stream + 1} or more of each image.*\(2, 1, 8, 8, 3\)",
+        ):
+            model.augment(
+                crops if len(crops) > 1 else crops[0],
+                tf.constant(0, tf.int64),
+                stream,
+            )
 
 
 class ErrorsTest(LayerTest):

@@ -13,89 +13,50 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_SPLITS = ("train", "val", "valid", "validation", "test")
+from seed_tf import stateless
+from seed_tf.datasets.folders import ImageFolder, check_folder
+from seed_tf.datasets.order import permute
+
+_WINDOW = 2048  # records that are shuffled at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Images in a fixed order, decoded or not.
+    """Encoded images, of which any can be found.
 
     Attributes:
-        records: tf.data.Dataset, one element per image, small enough to be
-            shuffled: a path, a row number, or the image.
         size: int, images.
-        read: function of a record to (image, label): the encoded image as a
-            scalar string, or `[H, W, 3]` uint8; scalar int64.
         unlabelled: str, why not every image has a label; empty if all have.
             An image without one has label -1.
-        shuffle_buffer: int, records held for shuffling.
+        records: function of an `Order` to a tf.data.Dataset that yields, for
+            every batch, a tuple of tensors with a row for each image: what
+            `fetch` and `name` take.
+        fetch: Python function of a record to the file's bytes and its label.
+        name: Python function of a record to what to call it in messages.
     """
 
-    records: tf.data.Dataset
     size: int
-    read: Callable
     unlabelled: str
-    shuffle_buffer: int
-
-
-def arrays(images, labels):
-    """Decoded images `[N, H, W, 3]` uint8 in memory, labels `[N]` int64."""
-    return Source(
-        records=tf.data.Dataset.from_tensor_slices((images, labels)),
-        size=len(images),
-        read=lambda image, label: (image, label),
-        unlabelled="",
-        shuffle_buffer=len(images),
-    )
+    records: Callable
+    fetch: Callable
+    name: Callable
 
 
 def folder(path, split):
-    """Image files below a folder, in class folders or not.
+    """Image files below a folder, in class folders or not, see `load`."""
+    files = ImageFolder(path, split)
 
-    Where `path` has a subfolder named as the split (train, val, test), that is
-    read; a folder without such subfolders is the split "train". The names of
-    the top-level folders are the classes, sorted; those of all splits count,
-    so that a class missing in one does not shift the numbers of the others.
-    Files are known by their endings (`EXTENSIONS`); hidden ones are left out.
-    """
-    _check_folder(path)
-    subfolders = _subfolders(path)
-    splits = [name for name in (*_SPLITS, split) if name in subfolders]
-    if split in splits:
-        root = os.path.join(path, split)
-    elif split == "train" and not splits:
-        root = path
-    else:
-        found = f"has {', '.join(splits)}" if splits else "has no splits"
-        raise ValueError(
-            f"Unknown split {split!r}: {path!r} {found}. A folder without "
-            'splits is read as split="train".'
-        )
-    roots = [os.path.join(path, name) for name in splits] or [path]
-    classes = sorted({name for r in roots for name in _subfolders(r)})
-    numbers = {name: number for number, name in enumerate(classes)}
-    files = sorted(_image_files(root))
-    paths = [path for path, _ in files]
-    labels = [numbers.get(name, -1) for _, name in files]
-    if not paths:
-        raise ValueError(
-            f"No images in {root!r}. Expected files ending in "
-            f"{', '.join(EXTENSIONS)}, of any case."
-        )
+    def fetch(index):
+        path, label = files[index]
+        with open(path, "rb") as file:
+            return file.read(), label
+
     return Source(
-        records=tf.data.Dataset.from_tensor_slices(
-            (paths, np.asarray(labels, np.int64))
-        ),
-        size=len(paths),
-        read=lambda path, label: (tf.io.read_file(path), label),
-        unlabelled=(
-            f"{labels.count(-1)} of {len(labels)} images in {root!r} lie in no "
-            "class folder"
-            if -1 in labels
-            else ""
-        ),
-        shuffle_buffer=len(paths),
+        size=files.size,
+        unlabelled=files.unlabelled,
+        records=_numbers,
+        fetch=fetch,
+        name=lambda index: files[index][0],
     )
 
 
@@ -110,7 +71,7 @@ def tsv(path, split):
     """
     file = path or ""
     if split != "train" or not file.endswith(".tsv"):
-        _check_folder(path)
+        check_folder(path)
         file = os.path.join(path, f"{split}.tsv")
     if not os.access(file, os.R_OK):
         raise ValueError(
@@ -118,14 +79,13 @@ def tsv(path, split):
             f"`data_dir` to be a folder with {split}.tsv."
         )
     offsets = _row_offsets(file)
-    if len(offsets) < 2:
+    if not len(offsets):
         raise ValueError(f"No images: {file!r} is empty.")
 
-    def read_row(number):
-        start, end = offsets[number : number + 2]
+    def fetch(number):
         with open(file, "rb") as rows:
-            rows.seek(start)
-            columns = rows.read(end - start).split(b"\t")
+            rows.seek(offsets[number])
+            columns = rows.readline().split(b"\t")
         if len(columns) < 3:
             raise ValueError(
                 f"Expected rows of key, label, ..., base64 image in {file!r}. "
@@ -133,31 +93,163 @@ def tsv(path, split):
             )
         return base64.b64decode(columns[-1]), np.int64(columns[1])
 
-    def read(number):
-        image, label = tf.numpy_function(
-            read_row, [number], [tf.string, tf.int64], stateful=False
-        )
-        return tf.ensure_shape(image, []), tf.ensure_shape(label, [])
-
-    read_row(0)
+    fetch(0)
     return Source(
-        records=tf.data.Dataset.range(len(offsets) - 1),
-        size=len(offsets) - 1,
-        read=read,
+        size=len(offsets),
         unlabelled="",
-        shuffle_buffer=len(offsets) - 1,
+        records=_numbers,
+        fetch=fetch,
+        name=lambda number: f"{file} row {number}",
     )
 
 
-def tfds(name, data_dir, split, shuffle_seed):
-    """A data set that TensorFlow Datasets has prepared.
+def tfds(name, data_dir, split, download=False):
+    """A data set that TensorFlow Datasets has prepared, in TFRecord files.
+
+    Its records lie one after the other in files. An epoch reads the files in
+    another order, 16 of them at a time, and shuffles what comes in windows of
+    2,048 records that are not decoded.
 
     Args:
         name: as `tfds.builder` takes it, "cifar10" or "name/config:version".
         data_dir: where it was prepared; None for TFDS's default.
         split: as TFDS takes it, also slices: "train[:10%]".
-        shuffle_seed: int, or None to read the files in their order.
+        download: bool, prepare it if it is not.
     """
+    builder = _builder(name, data_dir, download)
+    import tensorflow_datasets as tfds
+
+    info = builder.info
+    try:
+        parts = info.splits[split].file_instructions
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"Unknown split {split!r} of {name!r}. "
+            f"Expected one of {', '.join(info.splits)}, or a slice of one."
+        ) from None
+    if info.file_format.value != "tfrecord":
+        raise ValueError(
+            f"{name!r} must be prepared as TFRecord files. "
+            f"Received: {info.file_format.value}."
+        )
+    features = dict(info.features.items())
+    images = [
+        k for k, f in features.items() if isinstance(f, tfds.features.Image)
+    ]
+    if not images:
+        raise ValueError(
+            f"{name!r} has no images. Received: features {', '.join(features)}."
+        )
+    image = "image" if "image" in images else images[0]
+    labelled = isinstance(features.get("label"), tfds.features.ClassLabel)
+    wanted = [image, "label"] if labelled else [image]
+    features = tfds.decode.PartialDecoding(wanted).extract_features(
+        info.features
+    )
+
+    def parse(example, name):
+        example = features.deserialize_example(
+            example, decoders={image: tfds.decode.SkipDecoding()}
+        )
+        label = example.get("label", tf.constant(-1, tf.int64))
+        return example[image], label, name
+
+    def records(order):
+        return _streamed(_part(parts, order), order, parse)
+
+    return Source(
+        size=sum(part.take for part in parts),
+        unlabelled="" if labelled else f'{name!r} has no feature "label"',
+        records=records,
+        fetch=lambda data, label, name: (data, label),
+        name=lambda data, label, name: name.decode(),
+    )
+
+
+def _numbers(order):
+    """Records of a source that finds an image by its number."""
+    return order.steps.map(lambda step: (order.indices(step),))
+
+
+def _part(parts, order):
+    """File instructions of the subset: what is held out lies at the end."""
+    start = order.total - order.start - order.size
+    files = []
+    for part in parts:
+        first = min(max(start, 0), part.take)
+        last = min(max(start + order.size, 0), part.take)
+        if last > first:
+            files.append((part.filename, part.skip + first, last - first))
+        start -= part.take
+    return files
+
+
+def _streamed(files, order, parse):
+    """Records of files that are read from their beginning, batch for batch."""
+    names, skips, takes = map(tf.constant, zip(*files, strict=True))
+    skips, takes = tf.cast(skips, tf.int64), tf.cast(takes, tf.int64)
+
+    def read(i):
+        file = tf.data.TFRecordDataset(names[i]).enumerate()
+        file = file.skip(skips[i]).take(takes[i])
+        return file.map(
+            lambda n, example: (
+                example,
+                tf.strings.join(
+                    [names[i], tf.strings.as_string(n)], " record "
+                ),
+            )
+        )
+
+    def shuffled_files(epoch):
+        def place(i):
+            return permute(i, order.key(epoch), len(files))
+
+        return tf.data.Dataset.range(len(files)).map(place)
+
+    def shuffle_window(epoch, number, window):
+        size = tf.shape(window[0], tf.int64)[0]
+        key = stateless.fold_in(order.key(epoch), number)
+        index = permute(tf.range(size), key, size)
+        return tuple(tf.gather(x, index) for x in window)
+
+    def read_epoch(epoch):
+        if order.shuffle:
+            dataset = shuffled_files(epoch).interleave(
+                read,
+                cycle_length=16,
+                block_length=16,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            dataset = dataset.batch(_WINDOW).enumerate()
+            dataset = dataset.map(
+                lambda number, window: shuffle_window(epoch, number, window)
+            ).unbatch()
+        else:
+            dataset = tf.data.Dataset.range(len(files)).flat_map(read)
+        first = tf.maximum(order.first_step - epoch * order.steps_per_epoch, 0)
+        dataset = dataset.skip(first * order.batch_size)
+        dataset = dataset.map(parse, tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.batch(order.batch_size, order.drop_remainder)
+        return dataset.map(own_rows)
+
+    def own_rows(*batch):
+        start, end = order.rows
+
+        def padded(rows):
+            rows = rows[start:end]
+            missing = tf.zeros([end - start - tf.shape(rows)[0]], rows.dtype)
+            return tf.ensure_shape(tf.concat([rows, missing], 0), [end - start])
+
+        return tuple(map(padded, batch))
+
+    first_epoch = order.first_step // order.steps_per_epoch
+    epochs = tf.data.Dataset.range(first_epoch, order.epochs)
+    return epochs.flat_map(read_epoch)
+
+
+def _builder(name, data_dir, download):
     import tensorflow_datasets as tfds
 
     try:
@@ -173,90 +265,26 @@ def tfds(name, data_dir, split, shuffle_seed):
         raise ValueError(f"{name!r} cannot be opened: {error}") from error
     # Asked before anything else: an absent data set's details would be looked
     # up on the network.
-    if not builder.is_prepared():
-        # The `tfds build` command needs Apache Beam, this does not.
-        arguments = f"{name!r}" + (
-            f", data_dir={data_dir!r}" if data_dir else ""
-        )
-        raise ValueError(
-            f"{name!r} is not prepared: nothing in {str(builder.data_dir)!r}. "
-            "Prepare it once, which downloads it: "
-            'python -c "import tensorflow_datasets as tfds; '
-            f'tfds.builder({arguments}).download_and_prepare()"'
-        )
-    info = builder.info
-    try:
-        size = info.splits[split].num_examples
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"Unknown split {split!r} of {name!r}. "
-            f"Expected one of {', '.join(info.splits)}, or a slice of one."
-        ) from None
-    features = dict(info.features.items())
-    images = [
-        k for k, f in features.items() if isinstance(f, tfds.features.Image)
-    ]
-    if not images:
-        raise ValueError(
-            f"{name!r} has no images. Received: features {', '.join(features)}."
-        )
-    image = "image" if "image" in images else images[0]
-    label = isinstance(features.get("label"), tfds.features.ClassLabel)
-    records = builder.as_dataset(
-        split=split,
-        shuffle_files=shuffle_seed is not None,
-        decoders={image: tfds.decode.SkipDecoding()},
-        # The guard refuses to shuffle what was stored in a meaningful order.
-        read_config=tfds.ReadConfig(
-            shuffle_seed=shuffle_seed, enable_ordering_guard=False
-        ),
+    if builder.is_prepared():
+        return builder
+    if download:
+        builder.download_and_prepare()
+        return builder
+    # The `tfds build` command needs Apache Beam, this does not.
+    arguments = f"{name!r}" + (f", data_dir={data_dir!r}" if data_dir else "")
+    raise ValueError(
+        f"{name!r} is not prepared: nothing in {str(builder.data_dir)!r}. "
+        "Prepare it once, which downloads it: --download, or "
+        'python -c "import tensorflow_datasets as tfds; '
+        f'tfds.builder({arguments}).download_and_prepare()"'
     )
-    return Source(
-        records=records,
-        size=size,
-        read=lambda record: (record[image], record.get("label", np.int64(-1))),
-        unlabelled="" if label else f'{name!r} has no feature "label"',
-        # Encoded images are held here, not their names.
-        shuffle_buffer=min(size, 4096),
-    )
-
-
-def _check_folder(path):
-    if path is None or not os.path.isdir(path):
-        raise ValueError(
-            f"`data_dir` must be an existing folder. Received: {path!r}."
-        )
-
-
-def _subfolders(path):
-    try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        raise ValueError(f"{path!r} cannot be read: {error}.") from error
-    return [e.name for e in entries if e.is_dir() and e.name[0] != "."]
-
-
-def _image_files(root):
-    """Yields paths of image files, each with its top-level folder, or "."."""
-
-    def fail(error):
-        raise ValueError(f"{root!r} cannot be read: {error}.") from error
-
-    for path, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        top = os.path.relpath(path, root).split(os.sep)[0]
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and name[0] != ".":
-                yield os.path.join(path, name), top
 
 
 def _row_offsets(file):
-    """`[rows + 1]` int64: where each row of a TSV file begins, and its end."""
+    """`[rows]` int64: where each row of a TSV file begins."""
     index = os.path.splitext(file)[0] + ".lineidx"
     if os.path.exists(index):
-        offsets = np.loadtxt(index, np.int64, ndmin=1)
-    else:
-        with open(file, "rb") as rows:
-            lengths = np.fromiter(map(len, rows), np.int64)
-        offsets = np.cumsum(lengths) - lengths
-    return np.append(offsets, os.path.getsize(file))
+        return np.loadtxt(index, np.int64, ndmin=1)
+    with open(file, "rb") as rows:
+        lengths = np.fromiter(map(len, rows), np.int64)
+    return np.cumsum(lengths) - lengths

@@ -17,6 +17,7 @@ import keras
 import keras_cv
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from seed_tf import stateless
 from seed_tf.views import operators
@@ -149,35 +150,52 @@ class RandomResizedCrop(SeededAugmentation):
         _check_range("ratio", ratio)
         self.size, self.scale, self.ratio = size, tuple(scale), tuple(ratio)
 
-    def transformations(self, uniforms, images):
-        """Boxes int32 `[B, 4]`: top, left, height, width, in pixels."""
-        height, width = tf.shape(images)[1], tf.shape(images)[2]
-        areas, ratios, place = tf.split(
-            uniforms, [self.attempts, self.attempts, 2], axis=1
-        )
-        pixels = tf.cast(height * width, tf.float32)
-        areas = pixels * _between(areas, *self.scale)
-        ratios = tf.exp(_between(ratios, *map(math.log, self.ratio)))
-        sizes = tf.stack([tf.sqrt(areas / ratios), tf.sqrt(areas * ratios)], -1)
-        sizes = tf.cast(tf.round(sizes), tf.int32)
+    def boxes(self, uniforms, height, width, numpy=np):
+        """What is cut out, as a function of uniform numbers.
 
-        image = tf.stack([height, width])
-        fits = tf.reduce_all((sizes > 0) & (sizes <= image), -1)
-        first = tf.argmax(tf.cast(fits, tf.int32), 1)
-        sizes = tf.gather(sizes, first, batch_dims=1)
-        found = tf.reduce_any(fits, 1)[:, None]
+        The same in a training step and where a file is decoded, which is done
+        without TensorFlow.
+
+        Args:
+            uniforms: float32 `[n, num_uniforms]` in [0, 1).
+            height: float32 scalar, of the image.
+            width: float32 scalar.
+            numpy: module to compute by: NumPy or `keras.ops`.
+
+        Returns:
+            float32 `[n, 4]`, whole numbers: top, left, height, width.
+        """
+        areas, ratios = (
+            uniforms[:, : self.attempts],
+            uniforms[:, self.attempts : -2],
+        )
+        areas = height * width * _between(areas, *self.scale)
+        ratios = numpy.exp(_between(ratios, *map(math.log, self.ratio)))
+        sizes = numpy.round(
+            numpy.stack(
+                [numpy.sqrt(areas / ratios), numpy.sqrt(areas * ratios)], -1
+            )
+        )
+        image = numpy.stack([height, width])
+        fits = numpy.all((sizes > 0) & (sizes <= image), -1)
+        found = numpy.any(fits, 1)[:, None]
+        first = numpy.argmax(numpy.where(fits, 1, 0), 1)
+        sizes = numpy.take_along_axis(sizes, first[:, None, None], 1)[:, 0]
+        corners = numpy.floor(uniforms[:, -2:] * (image - sizes + 1))
 
         at_least, at_most = self.ratio
-        largest = tf.cast(tf.stack([width, height]), tf.float32) * [
-            1 / at_least,
-            at_most,
-        ]
-        largest = tf.minimum(image, tf.cast(tf.round(largest), tf.int32))
-        room = tf.cast(image - sizes + 1, tf.float32)
-        corners = tf.cast(place * room, tf.int32)
-        centred = (image - largest) // 2
-        corners = tf.where(found, corners, centred)
-        return tf.concat([corners, tf.where(found, sizes, largest)], axis=1)
+        largest = numpy.stack([width * (1 / at_least), height * at_most])
+        largest = numpy.minimum(image, numpy.round(largest))
+        corners = numpy.where(
+            found, corners, numpy.floor((image - largest) / 2)
+        )
+        sizes = numpy.where(found, sizes, largest)
+        return numpy.concatenate([corners, sizes], 1)
+
+    def transformations(self, uniforms, images):
+        """Boxes int32 `[B, 4]`: top, left, height, width, in pixels."""
+        height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
+        return tf.cast(self.boxes(uniforms, height, width, ops), tf.int32)
 
     def augment_images(self, images, transformations, **kwargs):
         top, left, height, width = tf.unstack(

@@ -1,7 +1,5 @@
 """The pipelines of augmentations that the paper uses, one per teacher."""
 
-import functools
-
 import keras
 import tensorflow as tf
 
@@ -45,6 +43,9 @@ class View(keras.layers.Layer):
     In an input pipeline, over single images:
 
     >>> dataset = dataset.map(view, num_parallel_calls=tf.data.AUTOTUNE)
+
+    If the first layer is a `RandomResizedCrop`, its part can be done where
+    files are decoded, with `crop_draws`; `cropped=True` then leaves it out.
     """
 
     def __init__(self, layers, dtype="float32", **kwargs):
@@ -52,7 +53,29 @@ class View(keras.layers.Layer):
         self.layers = list(layers)
         self.built = True
 
-    def call(self, images, seeds=None):
+    @property
+    def crops(self):
+        """What is cropped: a list of one pair, the first layer and 1.
+
+        Empty if that is not a `RandomResizedCrop`.
+        """
+        first = self.layers[0] if self.layers else None
+        return [(first, 1)] if isinstance(first, RandomResizedCrop) else []
+
+    def crop_draws(self, seeds):
+        """Random numbers with which to crop ahead of the call.
+
+        Args:
+            seeds: uint32 `[..., 2]`, keys of images, as the call takes them.
+
+        Returns:
+            for each of `crops` float32 `[..., count, num_uniforms]`, what
+            `RandomResizedCrop.boxes` takes.
+        """
+        seeds = stateless.fold_in(seeds[..., None, :], 0)
+        return [stateless.uniform(seeds, x.num_uniforms) for x, _ in self.crops]
+
+    def call(self, images, seeds=None, cropped=False):
         images = tf.convert_to_tensor(images)
         single = images.shape.rank == 3
         if single:
@@ -62,6 +85,8 @@ class View(keras.layers.Layer):
             places = tf.range(len(self.layers))[:, None]
             seeds = stateless.fold_in(seeds, places)
         for i, layer in enumerate(self.layers):
+            if i == 0 and cropped:
+                continue
             if seeds is not None and isinstance(layer, SeededAugmentation):
                 images = layer({"images": images, "seeds": seeds[i]})["images"]
             else:
@@ -110,27 +135,64 @@ class MultiCrop(keras.layers.Layer):
         self.num_small = num_small
         self.built = True
 
-    def call(self, images, seeds=None):
-        images = tf.convert_to_tensor(images)
-        if images.shape.rank != 4:
-            raise ValueError(
-                "Expected a batch of images [B, H, W, 3]. "
-                f"Received: shape {images.shape}."
-            )
+    @property
+    def crops(self):
+        """What is cropped: pairs of a layer and how many crops of an image.
+
+        Empty if a view does not begin with a `RandomResizedCrop`.
+        """
+        crops = [
+            (layer, count)
+            for view, count in self._views
+            for layer, _ in getattr(view, "crops", [])
+        ]
+        return crops if len(crops) == len(self._views) else []
+
+    def crop_draws(self, seeds):
+        """As `View.crop_draws`."""
+        keys = stateless.fold_in(
+            seeds[..., None, :], tf.range(1 + self.num_small)
+        )
+        keys = tf.split(keys, [count for _, count in self._views], axis=-2)
+        return [
+            view.crop_draws(key)[0][..., 0, :]
+            for (view, _), key in zip(self._views, keys, strict=True)
+        ]
+
+    @property
+    def _views(self):
+        return [(self.global_view, 1), (self.small_view, self.num_small)]
+
+    def call(self, images, seeds=None, cropped=False):
+        if cropped:
+            large, small = (tf.convert_to_tensor(crops) for crops in images)
+            large, small = large[:, 0], tf.transpose(small, [1, 0, 2, 3, 4])
+        else:
+            large = tf.convert_to_tensor(images)
+            if large.shape.rank != 4:
+                raise ValueError(
+                    "Expected a batch of images [B, H, W, 3]. "
+                    f"Received: shape {large.shape}."
+                )
         keys = tf.range(1 + self.num_small)[:, None]
         if seeds is not None:
             keys = stateless.fold_in(seeds, keys)
 
-        def see(view, key):
-            return view(images) if seeds is None else view(images, seeds=key)
+        def see(view, images, key):
+            options = {"cropped": True} if cropped else {}
+            if seeds is not None:
+                options["seeds"] = key
+            return view(images, **options)
 
-        large = see(self.global_view, keys[0])
         # One small view after the other, so that images need not be repeated.
         small = tf.map_fn(
-            functools.partial(see, self.small_view),
-            keys[1:],
+            (lambda pair: see(self.small_view, *pair))
+            if cropped
+            else (lambda key: see(self.small_view, large, key)),
+            (small, keys[1:]) if cropped else keys[1:],
             fn_output_signature=tf.float32,
         )
+        large = see(self.global_view, large, keys[0])
         return large, tf.reshape(small, [-1, *small.shape[2:]])
 
     def get_config(self):
