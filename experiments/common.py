@@ -1,12 +1,18 @@
 """Flags and set-up that the training launchers share."""
 
+import functools
 import os
+import shlex
 import sys
 
 import keras
+import numpy as np
+import tensorflow as tf
 from absl import app, flags, logging
 
 import seed_tf
+from seed_tf.evaluation.monitor import HeldOut, LabelledKNN
+from seed_tf.training import devices
 
 FLAGS = flags.FLAGS
 
@@ -28,17 +34,60 @@ VIEWS = {
 }
 
 
+# Flags in which the same run may differ from one start to the next.
+MAY_DIFFER = (
+    "command",
+    "output",
+    "overwrite",
+    "dry_run",
+    "download",
+    "max_corrupt_fraction",
+    "checkpoint_minutes",
+)
+KNN_IMAGES = 20_000
+
+
 def run(main):
     """absl's app.run, with bad input told in a line instead of a traceback."""
 
     def guarded(argv):
+        if FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # TensorFlow raises it
+            tf.get_logger().setLevel("WARNING")
         try:
             main(argv)
+        except seed_tf.training.Stopped as stop:
+            print(f"{stop} The same command goes on:\n  {command()}")
+            sys.exit(128 + stop.signal)
+        except KeyboardInterrupt:
+            sys.exit(130)
         except (ValueError, FloatingPointError, OSError) as error:
             logging.debug("", exc_info=True)  # shown with --verbosity=1
             sys.exit(f"Error: {error}")
+        except tf.errors.OpError as error:
+            if not devices.worker_lost(error):
+                raise
+            restart(error)
 
     app.run(guarded)
+
+
+def launcher():
+    return os.path.basename(sys.argv[0]).removesuffix(".py")
+
+
+def command():
+    """The command line that started this process, to paste into a shell."""
+    module = f"experiments.{launcher()}"
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def restart(error):
+    """Starts this process anew: it waits for the lost worker, and goes on."""
+    logging.warning("Another worker is gone (%s): starting anew.", error)
+    arguments = [x for x in sys.argv[1:] if x.lstrip("-") != "overwrite"]
+    module = f"experiments.{launcher()}"
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def define_training_flags():
@@ -53,8 +102,23 @@ def define_training_flags():
         "data_dir", None, "The folder, the TSV file, or where TFDS data lies."
     )
     flags.DEFINE_string("split", "train", "Split of the dataset to train on.")
-    flags.DEFINE_string("output", None, "Folder for all that the run leaves.")
-    flags.mark_flag_as_required("output")
+    flags.DEFINE_boolean(
+        "download", False, "Download and prepare a TensorFlow Dataset."
+    )
+    flags.DEFINE_float(
+        "max_corrupt_fraction",
+        0.01,
+        "Share of unreadable images above which the run stops.",
+        0.0,
+        1.0,
+    )
+    flags.DEFINE_integer(
+        "held_out",
+        None,
+        "Images kept from training, to compare neighbours on; by default "
+        "1,000, but at most a twentieth of all.",
+        0,
+    )
     flags.DEFINE_integer("image_size", 224, "Pixels of a view.", 1)
     flags.DEFINE_enum(
         "views", "moco_v2", sorted(VIEWS), "Augmentation; match the teacher's."
@@ -82,50 +146,279 @@ def define_training_flags():
         "Arithmetic of the networks; losses are float32 always.",
     )
     flags.DEFINE_integer("seed", 0, "Start, order of images and views.")
+    flags.DEFINE_string("output", None, "Folder for all that the run leaves.")
+    flags.mark_flag_as_required("output")
+    flags.DEFINE_boolean(
+        "overwrite", False, "Remove the run in --output and start anew."
+    )
+    flags.DEFINE_boolean(
+        "dry_run",
+        False,
+        "Build everything, run five steps, tell what the whole run takes, and "
+        "leave nothing behind.",
+    )
+    flags.DEFINE_float(
+        "checkpoint_minutes", 10, "From one checkpoint to the next.", 0.0
+    )
+    flags.DEFINE_integer(
+        "knn_every",
+        0,
+        "Epochs from one k-NN evaluation on labelled images to the next; 0 "
+        "for none.",
+        0,
+    )
+    flags.DEFINE_string(
+        "knn_data_dir", None, "Labelled images; by default --data_dir."
+    )
+    flags.DEFINE_list(
+        "knn_splits",
+        ["train", "test"],
+        "Labelled splits, to vote and to be classified; of each at most "
+        f"{KNN_IMAGES:,} images are taken.",
+    )
+    flags.DEFINE_integer(
+        "patience",
+        0,
+        "Evaluations (of k-NN, or else of agreement with the teacher) without "
+        "a new best after which training stops; 0 for never.",
+        0,
+    )
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        ["auto", "one", "mirrored", "multiworker", "tpu"],
+        "Devices: 'one', all GPUs of this host, several hosts by TF_CONFIG, "
+        "or a TPU; 'auto' takes what is there.",
+    )
+    flags.DEFINE_string("tpu", None, "Name or address of a TPU.")
+    flags.DEFINE_boolean(
+        "sync_batch_norm",
+        False,
+        "Statistics of BatchNorm over all replicas; the paper's are of each.",
+    )
+    flags.DEFINE_boolean(
+        "jit",
+        None,
+        "Compile the step by XLA; by default on a single GPU and on TPUs. On "
+        "CPUs it is slower.",
+    )
 
 
-def begin():
-    """Seeds and precision, then the data: (dataset, views)."""
+class Data:
+    """The images that the flags name, and what is kept of them."""
+
+    def __init__(self, views, num_views):
+        self._corrupt = {}
+        self._views, self._num_views = views, num_views
+        self.held_out = FLAGS.held_out
+        if self.held_out is None:
+            images = self._load(FLAGS.split, batch_size=1, shuffle=False)
+            self.held_out = min(1000, int(images.cardinality()) // 20)
+        self.steps_per_epoch = (
+            int(self.training().cardinality()) // FLAGS.epochs
+        )
+        self.labelled = None
+        if FLAGS.knn_every:
+            self.labelled = [
+                self._centre_crops(
+                    split,
+                    data_dir=FLAGS.knn_data_dir or FLAGS.data_dir,
+                    labels=True,
+                    most=KNN_IMAGES,
+                )
+                for split in FLAGS.knn_splits
+            ]
+
+    @property
+    def corrupt_files(self):
+        """What cannot be read, so far: dict of names to reasons."""
+        files = {}
+        for corrupt in self._corrupt.values():
+            files |= corrupt.files
+        return files
+
+    def check(self):
+        """Raises ValueError if too many files cannot be read."""
+        for corrupt in self._corrupt.values():
+            corrupt.check()
+
+    def training(self, first_step=0, shard=(0, 1)):
+        """Batches of all epochs, from a step on."""
+        return self._load(
+            FLAGS.split,
+            # Room for the views to crop from, as 256 is to 224.
+            image_size=round(FLAGS.image_size * 8 / 7),
+            seed=FLAGS.seed,
+            views=self._views,
+            num_views=self._num_views,
+            epochs=FLAGS.epochs,
+            first_step=first_step,
+            shard=shard,
+            held_out=self.held_out,
+        )
+
+    def unseen(self):
+        """Centre crops of the images that training leaves out."""
+        return self._centre_crops(
+            FLAGS.split, held_out=self.held_out, subset="held_out"
+        )
+
+    def _load(self, split, **kwargs):
+        kwargs = {
+            "data_dir": FLAGS.data_dir,
+            "batch_size": FLAGS.batch_size,
+            "download": FLAGS.download,
+            **kwargs,
+        }
+        corrupt = self._corrupt.setdefault(
+            (kwargs["data_dir"], split),
+            seed_tf.datasets.CorruptFiles(FLAGS.max_corrupt_fraction),
+        )
+        return seed_tf.datasets.load(
+            FLAGS.dataset, split=split, corrupt=corrupt, **kwargs
+        )
+
+    def _centre_crops(self, split, most=None, **kwargs):
+        load = functools.partial(
+            self._load,
+            split,
+            image_size=FLAGS.image_size,
+            resize=round(FLAGS.image_size * 8 / 7),
+            shuffle=False,
+            **kwargs,
+        )
+        if most and load(batch_size=1).cardinality() > most:
+            load = functools.partial(load, held_out=most, subset="held_out")
+        return load()
+
+
+def train(build, *, num_views=1):
+    """Does what the launchers share: data, devices, model, run, report.
+
+    Args:
+        build: function of views to (model, the encoder that it trains, its
+            teacher or None), called where its variables belong.
+        num_views: int, views of each image in a step.
+    """
+    config = {"launcher": launcher(), "command": command()} | {
+        flag.name: flag.value
+        for flag in FLAGS.get_key_flags_for_module("__main__")
+    }
+    folder = seed_tf.training.RunFolder(
+        FLAGS.output,
+        config,
+        overwrite=FLAGS.overwrite,
+        ignore=MAY_DIFFER,
+        chief=devices.is_chief(),
+    )
+    strategy = devices.make_strategy(FLAGS.strategy, FLAGS.tpu)
     keras.utils.set_random_seed(FLAGS.seed)
     keras.mixed_precision.set_global_policy(FLAGS.precision)
-    dataset = seed_tf.datasets.load(
-        FLAGS.dataset,
-        split=FLAGS.split,
-        data_dir=FLAGS.data_dir,
-        # Room for the views to crop from, as 256 is to 224.
-        image_size=round(FLAGS.image_size * 8 / 7),
-        batch_size=FLAGS.batch_size,
-        seed=FLAGS.seed,
-    )
     views = VIEWS[FLAGS.views](FLAGS.image_size, flip=FLAGS.flip)
-    return dataset, views
+    data = Data(views, num_views)
+    with strategy.scope():
+        model, encoder, teacher = build(views)
+        if FLAGS.sync_batch_norm:
+            devices.synchronise_batch_norm(encoder)
+        schedule = seed_tf.training.warmup_cosine(
+            batch_size=FLAGS.batch_size,
+            steps_per_epoch=data.steps_per_epoch,
+            epochs=FLAGS.epochs,
+            warmup_epochs=min(FLAGS.warmup_epochs, FLAGS.epochs / 2),
+            rate_per_256=FLAGS.learning_rate,
+        )
+        model.compile(
+            seed_tf.training.SGD(schedule, weight_decay=FLAGS.weight_decay),
+            jit_compile="auto" if FLAGS.jit is None else FLAGS.jit,
+        )
+    plan = {
+        "load": lambda step: devices.distribute(
+            strategy, functools.partial(data.training, step)
+        ),
+        "encoder": encoder,
+        "epochs": FLAGS.epochs,
+        "steps_per_epoch": data.steps_per_epoch,
+        "batch_size": FLAGS.batch_size,
+    }
+    if FLAGS.dry_run:
+        print(seed_tf.training.dry_run(model, teacher=teacher, **plan))
+        return
+    fingerprint = teacher and seed_tf.training.fingerprint(teacher)
+    folder.claim(teacher_fingerprint=fingerprint)
+    devices.barrier(strategy)
+    try:
+        _train(folder, model, teacher, data, plan)
+    except tf.errors.OpError:
+        data.check()  # a better word for it, if that was the cause
+        raise
+    finally:
+        folder.close()
 
 
-def train(model, encoder, dataset):
-    """Compiles by the flags' recipe, trains, and says what was written."""
-    schedule = seed_tf.training.warmup_cosine(
-        batch_size=FLAGS.batch_size,
-        steps_per_epoch=int(dataset.cardinality()),
-        epochs=FLAGS.epochs,
-        warmup_epochs=min(FLAGS.warmup_epochs, FLAGS.epochs / 2),
-        rate_per_256=FLAGS.learning_rate,
-    )
-    model.compile(
-        seed_tf.training.SGD(schedule, weight_decay=FLAGS.weight_decay)
-    )
-    path = seed_tf.training.train(
+def _train(folder, model, teacher, data, plan):
+    encoder = plan["encoder"]
+    measures, unseen = {}, None
+    if data.held_out > 10:
+        unseen = HeldOut(encoder, data.unseen(), teacher)
+        if teacher is not None:
+            measures["agreement"] = unseen.agreement, 1
+    if data.labelled:
+        labelled = LabelledKNN(encoder, *data.labelled)
+        measures["knn"] = labelled.accuracy, FLAGS.knn_every
+    earlier = folder.read("summary.json").get("corrupt_files", {})
+    views = _some_views(model, data)
+
+    def summary():
+        return {"corrupt_files": {**earlier, **data.corrupt_files}}
+
+    def write_report():
+        seed_tf.training.write_run_report(
+            folder,
+            f"{launcher()}: {folder.path}",
+            views=views,
+            neighbours=unseen and unseen.neighbours(),
+        )
+
+    result = seed_tf.training.train(
         model,
-        dataset,
-        encoder=encoder,
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        output=FLAGS.output,
-        config={
-            "launcher": os.path.basename(sys.argv[0]).removesuffix(".py"),
-            **{
-                flag.name: flag.value
-                for flag in FLAGS.get_key_flags_for_module("__main__")
-            },
-        },
+        folder=folder,
+        measures=measures,
+        # k-NN where there are labels, else agreement.
+        monitor=list(measures)[-1] if measures else None,
+        patience=FLAGS.patience,
+        checkpoint_minutes=FLAGS.checkpoint_minutes,
+        summary=summary,
+        on_evaluated=write_report,
+        **plan,
     )
-    print(f"Trained encoder: {path}")
+    if folder.chief:
+        _tell(folder, result)
+
+
+def _some_views(model, data):
+    """The first 32 views of the run, uint8."""
+    images = next(iter(data.training()))
+    views = model.augment(images, 0)[0][:32]
+    return np.clip(np.round(views), 0, 255).astype(np.uint8)
+
+
+def _tell(folder, result):
+    last = result["last"]
+    shown = {
+        name: f"{last[name]:.3f}"
+        for name in ("loss", "gap", "accuracy", "cosine", "agreement", "knn")
+        if name in last
+    }
+    row = {"step": f"{result['step']:,}", **shown}
+    print(f"\n{result['ended'].capitalize()}.\n")
+    print(seed_tf.evaluation.report.table([row], list(row)))
+    if result["corrupt_files"]:
+        print(
+            f"\n{len(result['corrupt_files'])} unreadable images were left "
+            f"out: {folder.file('summary.json')}"
+        )
+    print(
+        f"\nTrained encoder: {folder.file('student.keras')} "
+        f"(of step {result['encoder_of_step']:,})\n"
+        f"Report: {folder.file('report.html')}"
+    )

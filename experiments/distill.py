@@ -34,9 +34,8 @@ common.define_training_flags()
 flags.adopt_module_key_flags(common)
 
 
-def main(_):
+def build(views):
     teacher = seed_tf.checkpoints.load_teacher(FLAGS.teacher)
-    dataset, views = common.begin()
     images = keras.Input((FLAGS.image_size, FLAGS.image_size, 3))
     student = seed_tf.Encoder(
         seed_tf.backbone(FLAGS.student, stem=FLAGS.stem),
@@ -52,7 +51,11 @@ def main(_):
         teacher_temperature=FLAGS.teacher_temperature,
         seed=FLAGS.seed,
     )
-    common.train(model, student, dataset)
+    return model, student, teacher
+
+
+def main(_):
+    common.train(build)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ common.define_training_flags()
 flags.adopt_module_key_flags(common)
 
 
-def main(_):
-    dataset, views = common.begin()
+def build(views):
     encoder = seed_tf.Encoder(
         seed_tf.backbone(FLAGS.encoder, stem=FLAGS.stem),
         embedding_dim=FLAGS.embedding_dim,
@@ -32,7 +31,11 @@ def main(_):
         momentum=FLAGS.momentum,
         seed=FLAGS.seed,
     )
-    common.train(model, encoder, dataset)
+    return model, encoder, None
+
+
+def main(_):
+    common.train(build, num_views=2)
 
 
 if __name__ == "__main__":

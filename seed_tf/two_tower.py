@@ -124,6 +124,8 @@ class TwoTower(keras.Model):
         """
         gradients = tape.gradient(scaled_loss, variables)
         norm = tf.linalg.global_norm(gradients) / self.scale(1.0)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = _overflow_of_all(gradients, norm)
         self.optimizer.apply(gradients, variables)
         # Float16's loss scaling skips steps that overflow: no norm to report.
         return tf.where(tf.math.is_finite(norm), norm, 0.0)
@@ -143,7 +145,14 @@ class TwoTower(keras.Model):
         """Updates the running mean of each value; returns all of them."""
         for name, value in values.items():
             self._means[name].update_state(value)
-        return {name: self._means[name].result() for name in values}
+        # Keras averages logs of several workers along an axis 0, which
+        # scalars do not have.
+        workers = tf.distribute.MultiWorkerMirroredStrategy
+        shape = [1] if isinstance(tf.distribute.get_strategy(), workers) else []
+        return {
+            name: tf.reshape(self._means[name].result(), shape)
+            for name in values
+        }
 
     @property
     def state(self):
@@ -198,12 +207,16 @@ class TwoTower(keras.Model):
             )
         _check_value_range(x)
         # Keras warns that its own default is without effect on a dataset.
-        kwargs.setdefault("shuffle", not isinstance(x, tf.data.Dataset))
+        datasets = tf.data.Dataset, tf.distribute.DistributedDataset
+        kwargs.setdefault("shuffle", not isinstance(x, datasets))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [StopAtNaN(), *_as_list(callbacks)]
         return super().fit(
             x, y, batch_size, epochs, verbose, callbacks, **kwargs
         )
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: all is built. Keras would average uint8 over workers."""
 
     def make_train_function(self, force=False):
         # Built in the first trace of the step, as Keras does, the optimizer's
@@ -312,6 +325,20 @@ def cosine(a, b):
 def embed(tower, view, training=False):
     """L2-normalised float32 embeddings `[B, D]` of a view."""
     return normalise(tower(view, training=training))
+
+
+def _overflow_of_all(gradients, norm):
+    """Gradients that are NaN on every replica if one replica's overflow.
+
+    Keras decides by the first replica's alone whether a step is skipped, as
+    if gradients were summed already, and lets those of others spoil the sum.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return gradients
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, norm)
+    spoil = tf.where(tf.math.is_finite(total), 0.0, np.nan)
+    return [g + tf.cast(spoil, g.dtype) for g in gradients]
 
 
 def _seed_generator_states(tower):

@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 import seed_tf
 from seed_tf import losses, stateless
@@ -54,7 +54,7 @@ def train(strategy, build, steps=20):
     return model, history
 
 
-class TwoReplicasTest(absltest.TestCase):
+class TwoReplicasTest(parameterized.TestCase):
     def assert_same_training(self, build):
         one, one_history = train(tf.distribute.get_strategy(), build)
         two, two_history = train(two_replicas(), build)
@@ -89,6 +89,25 @@ class TwoReplicasTest(absltest.TestCase):
                 shuffle_groups=2,
             )
         )
+
+    @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    def test_mixed_precision(self, policy):
+        keras.mixed_precision.set_global_policy(policy)
+        self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
+        model, history = train(
+            two_replicas(),
+            lambda: seed_tf.SEED(
+                tower(4),
+                tower(8),
+                views=seed_tf.views.moco_v2(8),
+                queue_size=50,
+            ),
+        )
+        self.assertTrue(np.isfinite(history["loss"]).all())
+        self.assertEqual(int(model.queue.cursor), 160 % 50)
+        self.assertEqual(model.queue.embeddings.dtype, "float32")
+        for weight in model.student.weights:
+            self.assertTrue(np.isfinite(weight.numpy()).all(), weight.path)
 
     def test_moco_shuffles_keys_across_replicas(self):
         strategy = two_replicas()

@@ -3,25 +3,36 @@
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
+import keras
+import numpy as np
 from absl.testing import absltest
+from run_helpers import newest, pictures, state, tiny_teacher
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def launch(name, *flags, fails=False):
-    """Runs a launcher to its end; returns what it printed."""
-    run = subprocess.run(
+def start(name, *flags):
+    return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{name}", *flags],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    printed = run.stdout + run.stderr
-    if (run.returncode != 0) != fails:
-        raise AssertionError(printed[-4000:])
+
+
+def launch(name, *flags, code=0):
+    """Runs a launcher to its end; returns what it printed."""
+    process = start(name, *flags)
+    printed, _ = process.communicate()
+    if process.returncode != code:
+        raise AssertionError(f"{process.returncode}: {printed[-4000:]}")
     return printed
 
 
@@ -61,8 +72,28 @@ class LaunchersTest(absltest.TestCase):
         with open(os.path.join(student, "metrics.jsonl")) as f:
             lines = [json.loads(line) for line in f]
         self.assertEqual([line["step"] for line in lines], [2, 4])
-        self.assertEqual(os.listdir(student).count("student.keras"), 1)
-        self.assertNotIn("student.unfinished.keras", os.listdir(student))
+        for line in lines:
+            self.assertBetween(line["agreement"], 0, 1)
+        self.assertCountEqual(
+            os.listdir(student),
+            [
+                *("config.json", "metrics.jsonl", "summary.json", "events"),
+                *("checkpoints", "student.keras", "backbone.keras"),
+                *("report.html", "report.png"),
+            ],
+        )
+        page = (pathlib.Path(student) / "report.html").read_text()
+        page, figures = re.subn('data:image/png;base64,[^"]*', "", page)
+        self.assertEqual(figures, 3)
+        self.assertIn("neighbours shared with teacher", page)
+        with open(os.path.join(student, "summary.json")) as f:
+            summary = json.load(f)
+        self.assertEqual(summary["ended"], "finished")
+        self.assertEqual(summary["corrupt_files"], {})
+        backbone = keras.saving.load_model(
+            os.path.join(student, "backbone.keras")
+        )
+        self.assertEqual(backbone.output_shape[-1], 512)
 
         results = os.path.join(folder, "results")
         printed = launch(
@@ -109,24 +140,164 @@ class LaunchersTest(absltest.TestCase):
         self.assertTrue((pathlib.Path(folder) / "results.png").is_file())
 
     def test_help_is_readable(self):
-        printed = launch("distill", "--help", fails=True)
+        printed = launch("distill", "--help", code=1)
         self.assertIn("Distils a small student", printed)
         for flag in ("teacher_temperature", "data_dir", "batch_size"):
             self.assertIn(f"--{flag}", printed)
 
-    def test_bad_input_is_one_line_before_any_work(self):
-        missing = os.path.join(self.create_tempdir(), "nowhere")
+
+class SurvivesTest(absltest.TestCase):
+    """Stopped, killed, restarted: the same command goes on."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.create_tempdir().full_path
+        teacher = tiny_teacher(os.path.join(self.folder, "teacher.keras"))
+        images = pictures(os.path.join(self.folder, "images"), 90)
+        with open(os.path.join(images, "broken.jpg"), "wb") as f:
+            f.write(b"\xff\xd8 no image")
+        self.flags = (
+            f"--data_dir={images}",
+            f"--teacher={teacher}",
+            "--student=resnet18",
+            *("--image_size=16", "--batch_size=16", "--queue_size=64"),
+            *("--epochs=3", "--held_out=0", "--max_corrupt_fraction=0.02"),
+            "--checkpoint_minutes=0",
+        )
+        self.total = 3 * (91 // 16)
+
+    def until_checkpoint(self, process, output, step):
+        deadline = time.monotonic() + 300
+        while newest(output) < step:
+            self.assertIsNone(process.poll(), "ended early")
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+    def test_killed_three_times_it_ends_as_if_left_alone(self):
+        alone, killed = (os.path.join(self.folder, x) for x in ("a", "k"))
+        launch("distill", *self.flags, f"--output={alone}")
+        rng, reached = np.random.default_rng(0), 0
+        for _ in range(3):
+            process = start("distill", *self.flags, f"--output={killed}")
+            reached += rng.integers(2, 5)
+            self.until_checkpoint(process, killed, reached)
+            time.sleep(rng.uniform(0, 0.3))
+            process.kill()
+            process.communicate()
+            reached = newest(killed)
+        self.assertLess(reached, self.total)
+        printed = launch("distill", *self.flags, f"--output={killed}")
+        self.assertIn(f"Going on after step {reached} of 15", printed)
+        self.assertEqual(newest(killed), self.total)
+        ours, theirs = state(killed), state(alone)
+        self.assertGreater(len(ours), 100)
+        self.assertCountEqual(ours, theirs)
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(ours[name], value, name)
+        with open(os.path.join(killed, "summary.json")) as f:
+            (broken,) = json.load(f)["corrupt_files"]
+        self.assertEndsWith(broken, "broken.jpg")
+        self.assertIn("1 unreadable image", printed)
+
+    def test_sigterm_other_flags_overwrite(self):
+        output = os.path.join(self.folder, "run")
+        flags = (*self.flags, f"--output={output}")
+        process = start("distill", *flags)
+        self.until_checkpoint(process, output, 2)
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate()
+        self.assertEqual(process.returncode, 128 + signal.SIGTERM, printed)
+        self.assertIn("SIGTERM: finishing this step, then saving.", printed)
+        step = newest(output)
+        command = re.search(
+            rf"Stopped after step {step}, which is saved. The same command "
+            r"goes on:\n  (python -m experiments.distill .*)",
+            printed,
+        )
+        for flag in flags:
+            self.assertIn(flag, command[1])
+        self.assertNotIn("Traceback", printed)
+
+        printed = launch("distill", *flags, "--seed=4", code=1)
+        self.assertRegex(
+            printed,
+            "Error: .* holds a run with other settings. seed: 0 there, 4 here",
+        )
+        self.assertEqual(newest(output), step)
+
+        printed = launch("distill", *flags, "--seed=4", "--overwrite")
+        self.assertNotIn("Going on", printed)
+        self.assertEqual(newest(output), self.total)
+
+    def test_dry_run_leaves_nothing(self):
+        output = os.path.join(self.folder, "run")
         printed = launch(
-            "pretrain", f"--data_dir={missing}", "--output=x", fails=True
+            "distill", *self.flags, f"--output={output}", "--dry_run"
+        )
+        self.assertFalse(os.path.exists(output))
+        self.assertRegex(printed, r"steps +15 = 3 epochs of 5\n")
+        self.assertRegex(printed, r"queue +4.1 kB\n")  # 64 x 16 float32
+        self.assertRegex(printed, r"images per second +\d")
+
+
+class BadInputTest(absltest.TestCase):
+    def test_is_one_line_before_any_work(self):
+        folder = self.create_tempdir().full_path
+        missing = os.path.join(folder, "nowhere")
+        empty = os.path.join(folder, "empty")
+        os.makedirs(empty)
+        images = pictures(os.path.join(folder, "images"), 20)
+        file = os.path.join(folder, "file")
+        pathlib.Path(file).write_text("")
+        output = os.path.join(folder, "run")
+        data = f"--data_dir={images}"
+        cases = [
+            ((f"--data_dir={missing}",), f"existing folder.*{missing}"),
+            ((f"--data_dir={empty}",), "No images in"),
+            ((data, "--split=test"), "Unknown split 'test'"),
+            ((data,), "batch_size=256, 1?[0-9] images"),
+            ((data, "--batch_size=8", f"--output={file}/x"), "is no folder"),
+            (
+                (data, "--batch_size=8", "--knn_every=1", "--held_out=0"),
+                "images|split",
+            ),
+            (("--dataset=voc/2012",), "is not prepared.*--download"),
+            (
+                (data, "--batch_size=8", "--strategy=mirrored"),
+                "mirrored.*GPU",
+            ),
+        ]
+        for both in zip(cases[::2], cases[1::2], strict=True):
+            processes = [
+                start(
+                    "pretrain",
+                    *(f"--output={output}", "--image_size=16"),
+                    f"--data_dir={folder}/tfds",
+                    *flags,
+                )
+                for flags, _ in both
+            ]
+            for process, (flags, message) in zip(processes, both, strict=True):
+                printed, _ = process.communicate()
+                with self.subTest(flags):
+                    self.assertEqual(process.returncode, 1)
+                    self.assertNotIn("Traceback", printed)
+                    self.assertRegex(printed, f"Error: .*({message})")
+        self.assertFalse(os.path.exists(output))
+
+    def test_teacher_that_is_not_there(self):
+        folder = self.create_tempdir().full_path
+        missing = os.path.join(folder, "nowhere")
+        printed = launch(
+            "distill",
+            *DIGITS,
+            f"--teacher={missing}",
+            f"--output={folder}/run",
+            code=1,
         )
         self.assertNotIn("Traceback", printed)
         self.assertRegex(printed, f"Error: .*{missing}")
-        printed = launch(
-            "distill", f"--teacher={missing}", "--output=x", fails=True
-        )
-        self.assertNotIn("Traceback", printed)
-        self.assertRegex(printed, "Error: Expected a .keras file")
-        self.assertFalse((ROOT / "x").exists())
+        self.assertFalse(os.path.exists(os.path.join(folder, "run")))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class MetricsLog(keras.callbacks.Callback):
     ):
         super().__init__()
         self._path, self._batch, self._every = path, batch_size, every
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._sums = steps_per_epoch, {}
         self._events = events and tf.summary.create_file_writer(events)
 
     def on_train_begin(self, logs=None):
@@ -124,7 +124,7 @@ class MetricsLog(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._idle = time.monotonic()
-        self._begin_window()
+        self._begin_window({})
 
     def on_train_batch_begin(self, batch, logs=None):
         self._waited += time.monotonic() - self._idle
@@ -133,39 +133,30 @@ class MetricsLog(keras.callbacks.Callback):
         self._step += 1
         self._steps += 1
         self._idle = time.monotonic()
+        # Logs are means since the epoch began, or this part of it.
+        self._sums = {name: (batch + 1) * logs[name] for name in logs}
         at_end = batch + 1 == self.params["steps"]  # on_epoch_end follows
         if self._step % self._every == 0 and not at_end:
             self._write({})
 
     def on_epoch_end(self, epoch, logs=None):
-        means = {metric.name for metric in self.model.metrics}
-        measured = {k: v for k, v in logs.items() if k not in means}
+        measured = {k: v for k, v in logs.items() if k not in self._sums}
         self._write(measured)
 
     def on_train_end(self, logs=None):
         if self._events:
             self._events.flush()
 
-    def _begin_window(self):
+    def _begin_window(self, sums):
         self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
-        self._sums = self._read_sums()
-
-    def _read_sums(self):
-        return {
-            metric.name: (
-                float(metric.total.numpy()),
-                float(metric.count.numpy()),
-            )
-            for metric in self.model.metrics
-        }
+        self._sums_before = sums
 
     def _write(self, measured):
         seconds = self._idle - self._start  # without evaluation
         self._seconds += seconds
         means = {
-            name: (total - self._sums[name][0]) / (count - self._sums[name][1])
-            for name, (total, count) in self._read_sums().items()
-            if count > self._sums[name][1]
+            name: (total - self._sums_before.get(name, 0.0)) / self._steps
+            for name, total in self._sums.items()
         }
         line = {
             "step": self._step,
@@ -181,7 +172,7 @@ class MetricsLog(keras.callbacks.Callback):
             f.write(json.dumps(line) + "\n")
         if self._events:
             self._write_events(line)
-        self._begin_window()
+        self._begin_window(self._sums)
 
     def _write_events(self, line):
         # As tf.summary.scalar, which TensorFlow has only beside TensorBoard.
