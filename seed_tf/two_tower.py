@@ -219,6 +219,19 @@ class TwoTower(keras.Model):
         """Nothing: all is built. Keras would average uint8 over workers."""
 
     def make_train_function(self, force=False):
+        strategy = self.distribute_strategy
+        several = strategy.num_replicas_in_sync > 1
+        if several and not isinstance(strategy, tf.distribute.TPUStrategy):
+            for name, value, default in (
+                ("jit_compile", self.jit_compile, False),
+                ("steps_per_execution", self.steps_per_execution, 1),
+            ):
+                if value != default:
+                    raise ValueError(
+                        f"`{name}` does not work with several replicas, but "
+                        "on TPUs, see docs/devices.md. "
+                        f"Received: compile({name}={value})."
+                    )
         # Built in the first trace of the step, as Keras does, the optimizer's
         # variables make TensorFlow trace it all a second time.
         if not self.optimizer.built:

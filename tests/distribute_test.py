@@ -109,6 +109,21 @@ class TwoReplicasTest(parameterized.TestCase):
         for weight in model.student.weights:
             self.assertTrue(np.isfinite(weight.numpy()).all(), weight.path)
 
+    @parameterized.parameters({"jit_compile": True}, {"steps_per_execution": 2})
+    def test_what_keras_cannot_do_is_refused(self, **kwargs):
+        (name,) = kwargs
+        with two_replicas().scope():
+            model = seed_tf.SEED(
+                tower(4),
+                tower(8),
+                views=seed_tf.views.moco_v2(8),
+                queue_size=8,
+            )
+            model.compile(seed_tf.training.SGD(0.1), **kwargs)
+        data = tf.data.Dataset.from_tensors(random_images(8))
+        with self.assertRaisesRegex(ValueError, f"`{name}` does not work with"):
+            model.fit(data, verbose=0)
+
     def test_moco_shuffles_keys_across_replicas(self):
         strategy = two_replicas()
         with strategy.scope():
