@@ -259,7 +259,7 @@ class BadInputTest(absltest.TestCase):
             ((data, "--batch_size=8", f"--output={file}/x"), "is no folder"),
             (
                 (data, "--batch_size=8", "--knn_every=1", "--held_out=0"),
-                "images|split",
+                "lie in no class folder",
             ),
             (("--dataset=voc/2012",), "is not prepared.*--download"),
             (
@@ -284,6 +284,25 @@ class BadInputTest(absltest.TestCase):
                     self.assertNotIn("Traceback", printed)
                     self.assertRegex(printed, f"Error: .*({message})")
         self.assertFalse(os.path.exists(output))
+
+    def test_too_many_unreadable_images(self):
+        folder = self.create_tempdir().full_path
+        images = pictures(os.path.join(folder, "images"), 40)
+        for i in range(3):
+            pathlib.Path(images, f"{i}.jpg").write_bytes(b"\xff\xd8 no image")
+        printed = launch(
+            "pretrain",
+            *(f"--data_dir={images}", f"--output={folder}/run"),
+            *("--image_size=16", "--batch_size=16", "--encoder=resnet18"),
+            *("--held_out=0", "--queue_size=32", "--epochs=1"),
+            code=1,
+        )
+        self.assertNotIn("Traceback", printed)
+        self.assertRegex(
+            printed,
+            r"Error: \d of 40 images cannot be read.*\d.jpg.*"
+            "--max_corrupt_fraction",
+        )
 
     def test_teacher_that_is_not_there(self):
         folder = self.create_tempdir().full_path

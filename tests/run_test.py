@@ -296,13 +296,17 @@ class StopsTest(parameterized.TestCase):
         train(self.folder, resumed)
         self.assertEqual(resumed.step.numpy(), STEPS * EPOCHS)
 
-    def test_no_space_left_is_found_before_training(self):
-        usage = shutil.disk_usage(self.folder)._replace(free=1000)
+    @parameterized.parameters(1e3, 150e6)
+    def test_no_space_left_is_found_before_training(self, free):
+        large = model(width=300_000)
+        usage = shutil.disk_usage(self.folder)._replace(free=free)
         with (
             mock.patch.object(shutil, "disk_usage", return_value=usage),
-            self.assertRaisesRegex(OSError, "No space left.*0 MB free"),
+            self.assertRaisesRegex(
+                OSError, f"No space left.* has {free / 1e6:.0f} MB free"
+            ),
         ):
-            train(self.folder, model())
+            train(self.folder, large)
         self.assertNotIn("checkpoints", os.listdir(self.folder))
 
     def test_a_loss_that_is_not_finite(self):

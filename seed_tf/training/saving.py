@@ -29,6 +29,7 @@ _WRITTEN = (  # by a run, and removed by `overwrite`; nothing else is touched
     "checkpoints",
     "events",
 )
+_LEAST_BYTES = 100e6  # that a run of the smallest students leaves
 _CHECKPOINT = re.compile(r"step-\d{9}")
 # What reading a damaged checkpoint raises.
 _DAMAGE = (OSError, IndexError, tf.errors.OpError)
@@ -64,6 +65,7 @@ class RunFolder:
                 f"The output folder {path!r} cannot be written: {existing!r} "
                 "is no folder, or not yours to write to."
             )
+        self._check_space(existing, _LEAST_BYTES)
         self._compare()
 
     def claim(self, **more):
@@ -114,13 +116,7 @@ class RunFolder:
 
     def check_space(self, needed):
         """Raises OSError if the disk has fewer free bytes than `needed`."""
-        free = shutil.disk_usage(self.path).free
-        if free < needed:
-            raise OSError(
-                f"No space left for the run: {self.path!r} has "
-                f"{free / 1e6:.0f} MB free, checkpoints and encoder take "
-                f"{needed / 1e6:.0f} MB."
-            )
+        self._check_space(self.path, needed)
 
     def close(self):
         """Lets other processes have the folder."""
@@ -137,6 +133,15 @@ class RunFolder:
             ) from None
         except OSError as error:  # some network file systems
             logging.warning("%r cannot be locked: %s.", self.path, error)
+
+    def _check_space(self, folder, needed):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                f"No space left for the run: the disk of {self.path!r} has "
+                f"{free / 1e6:.0f} MB free, checkpoints and encoder take "
+                f"{needed / 1e6:.0f} MB or more."
+            )
 
     def _compare(self):
         earlier = {} if self._overwrite else self.read("config.json")
