@@ -17,7 +17,9 @@ from seed_tf.evaluation import report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
-    "encoder", None, "A .keras file or run folder; repeat it for several."
+    "encoder",
+    None,
+    "A .keras file, run folder or published checkpoint; repeat it for several.",
 )
 flags.mark_flag_as_required("encoder")
 flags.DEFINE_multi_enum(

@@ -62,10 +62,10 @@ DEPTHS = {
 }
 
 
-def resnet(name, stem):
+def resnet(name, stem, width=64):
     name, _, widen = name.partition("w")
     block = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
-    width = 64 * int(widen or 1)
+    width *= int(widen or 1)
     if stem == "imagenet":
         modules = {
             "conv1": conv(3, width, 7, 2),
@@ -239,7 +239,12 @@ EFFICIENTNETS = {
 
 
 class SameConv(nn.Conv2d):
-    """TensorFlow's padding for maps of a given size, kept at every size."""
+    """TensorFlow's padding for maps of a given size, kept at every size.
+
+    With `dynamic` it is that for the size of the map at hand.
+    """
+
+    dynamic = False
 
     def __init__(
         self, inputs, outputs, size, stride=1, *, native, groups=1, bias=False
@@ -247,13 +252,15 @@ class SameConv(nn.Conv2d):
         super().__init__(
             inputs, outputs, size, stride, groups=groups, bias=bias
         )
-        total = (math.ceil(native / stride) - 1) * stride + size - native
-        before = max(total, 0) // 2
-        after = max(total, 0) - before
-        self.pad = nn.ZeroPad2d((before, after, before, after))
+        self.native = native
 
     def forward(self, x):
-        return super().forward(self.pad(x))
+        native = x.shape[-1] if self.dynamic else self.native
+        (size, _), (stride, _) = self.kernel_size, self.stride
+        total = (math.ceil(native / stride) - 1) * stride + size - native
+        before = max(total, 0) // 2
+        pads = before, max(total, 0) - before
+        return super().forward(nn.functional.pad(x, 2 * pads))
 
 
 def wide_bn(width):
@@ -398,3 +405,142 @@ def load_keras_weights(net, *models):
         raise ValueError(f"No PyTorch tensor for {sorted(left.values())}.")
     net.load_state_dict(state, assign=True)
     return pairs
+
+
+# -- Published files -------------------------------------------------------
+
+
+class Network(nn.Module):
+    """A backbone and a head with random weights and statistics.
+
+    Args:
+        name: str, registry name of the backbone.
+        head: "linear", "mlp", "mlp_bn" or None.
+        hidden: int, width inside the head.
+        width: int, of a ResNet that is meant to be 64 wide.
+        images: float tensor `[B, 3, H, W]`, near whose statistics those of
+            BatchNorm are: by any others, a deep random network maps all
+            images to about the same point.
+        stem: "imagenet" or "cifar", of a ResNet.
+        seed: int.
+    """
+
+    def __init__(
+        self,
+        name,
+        head,
+        images,
+        *,
+        hidden=48,
+        width=64,
+        stem="imagenet",
+        seed=0,
+    ):
+        super().__init__()
+        torch.manual_seed(seed)
+        with torch.device("meta"):
+            if name.startswith("resnet"):
+                self.backbone = resnet(name, stem, width)
+            else:
+                self.backbone = backbone(name)
+            layers = [nn.Linear(self.backbone.width, 128)]
+            if head in ("mlp", "mlp_bn"):
+                layers = [nn.Linear(self.backbone.width, hidden), nn.ReLU()]
+                layers.append(nn.Linear(hidden, 128))
+            if head == "mlp_bn":
+                layers.insert(1, nn.BatchNorm1d(hidden))
+            self.head = nn.Sequential(*layers if head else [])
+        self.to_empty(device="cpu").to(images.dtype)
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        norms = [m for m in self.modules() if hasattr(m, "running_mean")]
+        for norm in norms:
+            nn.init.normal_(norm.weight, 1.0, 0.2)
+            nn.init.normal_(norm.bias, 0.0, 0.2)
+            norm.saved_momentum, norm.momentum = norm.momentum, 1.0
+        with torch.no_grad():
+            self.train()(images)
+            for norm in norms:
+                norm.momentum = norm.saved_momentum
+                noise = torch.rand_like(norm.running_mean)
+                deviation = norm.running_var.sqrt()
+                norm.running_mean += (noise - 0.5) * deviation
+                norm.running_var *= 0.5 + noise
+        self.eval()
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+    def state(self, prefix="", head="fc"):
+        """The state dict as one whose head is a module `head`."""
+        layers = self.head.state_dict()
+        if len(self.head) == 1:
+            layers = {k.removeprefix("0."): v for k, v in layers.items()}
+        return {
+            **{prefix + k: v for k, v in self.backbone.state_dict().items()},
+            **{f"{prefix}{head}.{k}": v for k, v in layers.items()},
+        }
+
+
+def moco_file(net):
+    """MoCo v1 or v2, as facebookresearch/moco saves them."""
+    state = collections.OrderedDict(
+        {
+            **net.state("module.encoder_q."),
+            **net.state("module.encoder_k."),
+            "module.queue": torch.randn(128, 64),
+            "module.queue_ptr": torch.zeros(1, dtype=torch.long),
+        }
+    )
+    # As `state_dict()` of a module gives it.
+    state._metadata = collections.OrderedDict({"": {"version": 1}})
+    return {
+        "epoch": 200,
+        "arch": "resnet50",
+        "state_dict": state,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.randn(3)}}},
+    }
+
+
+def swav_file(net):
+    """SwAV, as facebookresearch/swav publishes it: flat."""
+    return {
+        **net.state("module.", "projection_head"),
+        "module.prototypes.weight": torch.randn(30, 128),
+    }
+
+
+def deepcluster_file(net):
+    """DeepCluster v2 of the same repository: several prototypes."""
+    return {
+        **net.state("module.", "projection_head"),
+        "module.prototypes.prototypes0.weight": torch.randn(30, 128),
+        "module.prototypes.prototypes1.weight": torch.randn(30, 128),
+    }
+
+
+def simclr_file(net):
+    """SimCLR, as the authors' code reads it."""
+    return {"model": net.state("module.module.module."), "epoch": 200}
+
+
+def classifier_file(net):
+    """A state dict of torchvision, with a classifier of 10 classes."""
+    return {
+        **net.state(),
+        "fc.weight": torch.randn(10, net.backbone.width),
+        "fc.bias": torch.randn(10),
+    }
+
+
+def seed_file(student, teacher=None, *, small_patches=False):
+    """What the authors' code saves of a distillation."""
+    state = student.state("module.student.")
+    if teacher is not None:
+        state |= teacher.state("module.teacher.", "projection_head")
+    state["module.queue"] = torch.randn(128, 64)
+    if small_patches:
+        state["module.small_queue"] = torch.randn(128, 64)
+    state["module.queue_ptr"] = torch.zeros(1, dtype=torch.long)
+    return {"epoch": 200, "arch": "x", "state_dict": state, "optimizer": {}}

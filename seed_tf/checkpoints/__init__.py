@@ -1,5 +1,6 @@
-"""Trained encoders from files."""
+"""Trained encoders from files, Keras's or published ones, and back again."""
 
-from seed_tf.checkpoints.keras_files import load_teacher
+from seed_tf.checkpoints.exporting import save_torch
+from seed_tf.checkpoints.loading import load_student, load_teacher
 
-__all__ = ["load_teacher"]
+__all__ = ["load_student", "load_teacher", "save_torch"]

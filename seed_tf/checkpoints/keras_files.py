@@ -5,32 +5,23 @@ import os
 import keras
 
 
-def load_teacher(path, *, source="auto"):
-    """A trained encoder, ready to distil from.
+def find(path):
+    """The `.keras` file that a path means, or None.
 
     Args:
-        path: a `.keras` file, or the folder of a run of
-            `experiments.pretrain` or `experiments.distill`, whose
+        path: str: the file itself, or the folder of a run, whose
             `student.keras` is taken.
-        source: "auto" or "keras".
+    """
+    file = os.path.join(path, "student.keras") if os.path.isdir(path) else path
+    return file if file.endswith(".keras") and os.path.isfile(file) else None
 
-    Returns:
-        The keras.Model, e.g. an `Encoder`.
+
+def read(file):
+    """The model in a `.keras` file.
 
     Raises:
-        ValueError: if there is no such file, or it is not a whole Keras file.
+        ValueError: if it is not a whole file that Keras wrote.
     """
-    if source not in ("auto", "keras"):
-        raise ValueError(
-            f'`source` must be "auto" or "keras". Received: source={source!r}.'
-        )
-    path = os.path.expanduser(path)
-    file = os.path.join(path, "student.keras") if os.path.isdir(path) else path
-    if not os.path.isfile(file):
-        raise ValueError(
-            "Expected a .keras file, or a run folder with a student.keras. "
-            f"Received: {path!r}, where no file {file!r} exists."
-        )
     try:
         return keras.saving.load_model(file, compile=False)
     except Exception as error:

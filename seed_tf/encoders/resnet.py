@@ -5,7 +5,9 @@ import keras
 from seed_tf.encoders.layers import conv_bn
 
 
-def resnet(name, *, depths, bottleneck=False, width=64, stem):
+def resnet(
+    name, *, depths, bottleneck=False, width=64, stem, pool_padding="symmetric"
+):
     """A ResNet without its classifier.
 
     As in torchvision a bottleneck's stride is on its 3x3 convolution, padding
@@ -20,6 +22,9 @@ def resnet(name, *, depths, bottleneck=False, width=64, stem):
             convolutions; doubled from stage to stage.
         stem: "imagenet" (7x7 convolution at stride 2, 3x3 max-pooling at
             stride 2) or "cifar" (3x3 convolution at stride 1).
+        pool_padding: "symmetric", torchvision's, or "same", TensorFlow's,
+            which SimCLR's TensorFlow checkpoints are trained with: maps of
+            even size have no padding at the top and left.
 
     Returns:
         keras.Model of normalised images `[B, H, W, 3]` that gives feature
@@ -33,7 +38,9 @@ def resnet(name, *, depths, bottleneck=False, width=64, stem):
     size, stride = (7, 2) if stem == "imagenet" else (3, 1)
     x = conv_bn(inputs, width, size, stride, "conv1", "bn1")
     x = keras.layers.ReLU(name="relu")(x)
-    if stem == "imagenet":
+    if stem == "imagenet" and pool_padding == "same":
+        x = keras.layers.MaxPooling2D(3, 2, "same", name="maxpool")(x)
+    elif stem == "imagenet":
         # Zeros for PyTorch's -inf: no value is below zero after the ReLU.
         x = keras.layers.ZeroPadding2D(1, name="maxpool_pad")(x)
         x = keras.layers.MaxPooling2D(3, 2, name="maxpool")(x)
