@@ -15,8 +15,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "teacher",
     None,
-    "A .keras file, the folder of a run of pretrain, or a published checkpoint, "
-    "see docs/checkpoints.md.",
+    "A .keras file, the folder of a run of pretrain, or a published "
+    "checkpoint, see docs/checkpoints.md.",
 )
 flags.mark_flag_as_required("teacher")
 flags.DEFINE_string("student", "mobilenet_v3_large", "Backbone, by name.")
