@@ -116,17 +116,15 @@ class MoCo(TwoTower):
                 "`dataset.batch(..., drop_remainder=True)`. "
                 f"Received: batches of shape {tuple(images.shape)}."
             )
-        (query_view,) = self.augment(images, self.step.value, stream=0)
-        (key_view,) = self.augment(images, self.step.value, stream=1)
         self.reseed(self.encoder, self.momentum_encoder)
-        key = self._keys(key_view)
-        with tf.GradientTape() as tape:
-            query = embed(self.encoder, query_view, training=True)
-            loss, accuracy = self._contrast(query, key)
-            scaled_loss = self.scale(loss)
+        key_view = self.xla(self._key_view)
+        key = self._keys(key_view(images))
+        forward_and_back = self.xla(self._forward_and_back)
+        query, loss, accuracy, gradients = forward_and_back(images, key)
         gradient_norm = self.minimise(
-            scaled_loss, tape, self.encoder.trainable_variables
+            gradients, self.encoder.trainable_variables
         )
+        self.average_statistics(self.encoder)
         self._follow()
         self.queue.enqueue(self.all_replicas(key))
         self.step.assign_add(1)
@@ -138,6 +136,16 @@ class MoCo(TwoTower):
             queue_filled=self.queue.filled,
             gradient_norm=gradient_norm,
         )
+
+    def _forward_and_back(self, images, key):
+        """What a replica does alone: queries, loss, gradients."""
+        (view,) = self.augment(images, self.step.value, stream=0)
+        with tf.GradientTape() as tape:
+            query = embed(self.encoder, view, training=True)
+            loss, accuracy = self._contrast(query, key)
+            scaled_loss = self.scale(loss)
+        gradients = tape.gradient(scaled_loss, self.encoder.trainable_variables)
+        return query, loss, accuracy, gradients
 
     def test_step(self, data):
         """The held-out loss: the same views each time, queue untouched."""
@@ -177,6 +185,10 @@ class MoCo(TwoTower):
             keep = self.momentum if id(theirs) in trained else 0.0
             ours.assign(theirs + keep * (ours - theirs))
 
+    def _key_view(self, images):
+        (view,) = self.augment(images, self.step.value, stream=1)
+        return view
+
     def _keys(self, view):
         """The momentum encoder's embeddings `[B, D]`, without gradient."""
         everyone = self.all_replicas(view)
@@ -187,9 +199,13 @@ class MoCo(TwoTower):
         )
         order = tf.argsort(draws[:, 0])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        mine = slice(replica * batch, (replica + 1) * batch)
-        keys = self._forward_in_groups(tf.gather(everyone, order[mine]))
-        keys = tf.gather(self.all_replicas(keys), tf.argsort(order)[mine])
+
+        def mine(order):  # of a size that XLA can tell
+            return tf.slice(order, [replica * batch], [batch])
+
+        view = tf.gather(everyone, mine(order))
+        keys = self.all_replicas(self.xla(self._forward_in_groups)(view))
+        keys = tf.gather(keys, mine(tf.argsort(order)))
         return ops.stop_gradient(keys)
 
     def _forward_in_groups(self, view):

@@ -120,19 +120,15 @@ class SEED(TwoTower):
 
     def train_step(self, data):
         images = keras.utils.unpack_x_y_sample_weight(data)[0]
-        views = self.augment(images, self.step.value)
-        targets = self._targets(views)
         self.reseed(self.student)
-        with tf.GradientTape() as tape:
-            loss, health = self._distil(views, targets, training=True)
-            scaled_loss = self.scale(loss)
+        forward_and_back = self.xla(self._forward_and_back)
+        targets, loss, health, gradients = forward_and_back(images)
         gradient_norm = self.minimise(
-            scaled_loss, tape, self.student.trainable_variables
+            gradients, self.student.trainable_variables
         )
-
-        batch = ops.shape(views[0])[0]
+        self.average_statistics(self.student)
         for queue, target in zip(self._queues, targets, strict=True):
-            queue.enqueue(self.all_replicas(target[:batch]))
+            queue.enqueue(self.all_replicas(target))
         self.step.assign_add(1)
         return self.log(
             loss=loss,
@@ -140,6 +136,18 @@ class SEED(TwoTower):
             queue_filled=self.queue.filled,
             gradient_norm=gradient_norm,
         )
+
+    def _forward_and_back(self, images):
+        """What a replica does alone: targets to enqueue, loss, gradients."""
+        views = self.augment(images, self.step.value)
+        targets = self._targets(views)
+        with tf.GradientTape() as tape:
+            loss, health = self._distil(views, targets, training=True)
+            scaled_loss = self.scale(loss)
+        gradients = tape.gradient(scaled_loss, self.student.trainable_variables)
+        batch = ops.shape(views[0])[0]
+        targets = [target[:batch] for target in targets]
+        return targets, loss, health, gradients
 
     def test_step(self, data):
         """The held-out loss: the same views each time, queue untouched."""

@@ -17,6 +17,9 @@ NOT_FINITE = (
 )
 
 
+_DATASETS = (tf.data.Dataset, tf.distribute.DistributedDataset)
+
+
 class TwoTower(keras.Model):
     """A trained tower that follows a second, gradient-free one.
 
@@ -117,12 +120,27 @@ class TwoTower(keras.Model):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return self.optimizer.scale_loss(loss / replicas)
 
-    def minimise(self, scaled_loss, tape, variables):
-        """Applies the gradient of a loss from `scale`; returns its norm.
+    def xla(self, function):
+        """The function, compiled by XLA if `compile` was told to.
+
+        For what each of several replicas computes alone, without collectives,
+        which XLA cannot take in. One device's step is compiled by Keras, as a
+        whole, and a TPU's in any case.
+        """
+        strategy = tf.distribute.get_strategy()
+        if (
+            self.jit_compile
+            and strategy.num_replicas_in_sync > 1
+            and not isinstance(strategy, tf.distribute.TPUStrategy)
+        ):
+            return tf.function(function, jit_compile=True)
+        return function
+
+    def minimise(self, gradients, variables):
+        """Applies gradients of a loss from `scale`; returns their norm.
 
         Of several replicas it is the norm of this replica's own gradient.
         """
-        gradients = tape.gradient(scaled_loss, variables)
         norm = tf.linalg.global_norm(gradients) / self.scale(1.0)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             gradients = _overflow_of_all(gradients, norm)
@@ -141,18 +159,43 @@ class TwoTower(keras.Model):
         # all_gather forgets the static shape.
         return tf.ensure_shape(gathered, [batch and replicas * batch, *shape])
 
+    def average_statistics(self, tower):
+        """Gives all replicas the mean of their BatchNorm's running statistics.
+
+        Keras lets those of unsynchronised layers part, so that workers would
+        save and evaluate different networks.
+        """
+        context = tf.distribute.get_replica_context()
+        variables = [
+            variable
+            for layer in tower._flatten_layers()
+            if isinstance(layer, keras.layers.BatchNormalization)
+            and not layer.synchronized
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+        if context.num_replicas_in_sync == 1 or not variables:
+            return
+        means = context.all_reduce(
+            tf.distribute.ReduceOp.MEAN,
+            [v.value.read_value() for v in variables],
+        )
+        for variable, mean in zip(variables, means, strict=True):
+            variable.assign(mean)
+
     def log(self, **values):
-        """Updates the running mean of each value; returns all of them."""
+        """Updates the running mean of each value; returns all of them.
+
+        Of several replicas it is the mean over all.
+        """
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            means = context.all_reduce(
+                tf.distribute.ReduceOp.MEAN, tf.stack(list(values.values()))
+            )
+            values = dict(zip(values, tf.unstack(means), strict=True))
         for name, value in values.items():
             self._means[name].update_state(value)
-        # Keras averages logs of several workers along an axis 0, which
-        # scalars do not have.
-        workers = tf.distribute.MultiWorkerMirroredStrategy
-        shape = [1] if isinstance(tf.distribute.get_strategy(), workers) else []
-        return {
-            name: tf.reshape(self._means[name].result(), shape)
-            for name in values
-        }
+        return {name: self._means[name].result() for name in values}
 
     @property
     def state(self):
@@ -171,7 +214,7 @@ class TwoTower(keras.Model):
 
     def track(self, *names):
         """Creates the running means that `log` updates."""
-        self._means = {name: keras.metrics.Mean(name=name) for name in names}
+        self._means = {name: _MeanOfReplicas(name=name) for name in names}
 
     @property
     def metrics(self):
@@ -193,10 +236,13 @@ class TwoTower(keras.Model):
             x: a `tf.data.Dataset` of batches, or an array, of images
                 `[B, H, W, 3]`, uint8 or float in [0, 255]; labels beside the
                 images are ignored. All batches must have one size: drop the
-                remainder.
+                remainder. B is the global batch, and the number of replicas
+                must divide it. On several hosts, what
+                `seed_tf.training.devices.distribute` gives.
 
         Raises:
-            ValueError: if the images cannot be what the views expect.
+            ValueError: if the images cannot be what the views expect, or
+                replicas cannot share the batches.
             FloatingPointError: at the first step whose loss is not finite.
         """
         if self.loss is not None:
@@ -205,39 +251,121 @@ class TwoTower(keras.Model):
                 f"`loss`: the objective is the model's own. "
                 f"Received: loss={self.loss!r}."
             )
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            self._check_for_replicas(x, kwargs.get("steps_per_epoch"))
         _check_value_range(x)
         # Keras warns that its own default is without effect on a dataset.
-        datasets = tf.data.Dataset, tf.distribute.DistributedDataset
-        kwargs.setdefault("shuffle", not isinstance(x, datasets))
+        kwargs.setdefault("shuffle", not isinstance(x, _DATASETS))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [StopAtNaN(), *_as_list(callbacks)]
         return super().fit(
             x, y, batch_size, epochs, verbose, callbacks, **kwargs
         )
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: all is built. Keras would average uint8 over workers."""
-
     def make_train_function(self, force=False):
-        strategy = self.distribute_strategy
-        several = strategy.num_replicas_in_sync > 1
-        if several and not isinstance(strategy, tf.distribute.TPUStrategy):
-            for name, value, default in (
-                ("jit_compile", self.jit_compile, False),
-                ("steps_per_execution", self.steps_per_execution, 1),
-            ):
-                if value != default:
-                    raise ValueError(
-                        f"`{name}` does not work with several replicas, but "
-                        "on TPUs, see docs/devices.md. "
-                        f"Received: compile({name}={value})."
-                    )
         # Built in the first trace of the step, as Keras does, the optimizer's
         # variables make TensorFlow trace it all a second time.
         if not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = self._on_replicas(self.train_step)
+
+    def make_test_function(self, force=False):
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+            self.test_function = self._on_replicas(self.test_step)
+
+    def _on_replicas(self, step):
+        """What Keras calls with an iterator, for several replicas.
+
+        Keras's own (`TensorFlowTrainer._make_function`) fails there. It
+        compiles all replicas into one XLA program, whose variables would lie
+        on several devices; for `steps_per_execution` it calls a `tf.function`
+        within a condition within a loop, and TensorFlow cannot place that on
+        several devices; and it averages the scalar logs of several workers
+        over an axis that they do not have.
+        """
+        strategy, count = self.distribute_strategy, self.steps_per_execution
+
+        @tf.autograph.experimental.do_not_convert
+        def execute(iterator):
+            def run(i):
+                strategy.run(step, args=(next(iterator),))
+                return i + 1
+
+            if count > 1:
+                tf.while_loop(
+                    lambda i: i < count, run, [0], parallel_iterations=1
+                )
+            else:
+                run(0)
+            return self.get_metrics_result()
+
+        if not self.run_eagerly:
+            execute = tf.function(execute, reduce_retracing=True)
+
+        def function(iterator):
+            if not isinstance(iterator, tf.distribute.DistributedIterator):
+                raise ValueError(
+                    "Several replicas train and evaluate by `fit` and "
+                    "`evaluate`, not on single batches."
+                )
+            return execute(iterator)
+
+        return function
+
+    def _check_for_replicas(self, x, steps):
+        """Refuses data and settings that several replicas cannot share."""
+        strategy = self.distribute_strategy
+        replicas = strategy.num_replicas_in_sync
+        by_worker = isinstance(x, tf.distribute.DistributedDataset)
+        workers = tf.distribute.MultiWorkerMirroredStrategy
+        if isinstance(strategy, workers) and not by_worker:
+            raise ValueError(
+                "Each worker must read its own rows of a batch: pass what "
+                "`seed_tf.training.devices.distribute(strategy, load)` gives. "
+                f"Received: {type(x).__name__}."
+            )
+        if isinstance(x, tf.data.Dataset):
+            batch = tf.nest.flatten(x.element_spec)[0].shape[0]
+            if batch is None or batch % replicas:
+                raise ValueError(
+                    f"{replicas} replicas share each batch: its size must be "
+                    "known (`batch(..., drop_remainder=True)`) and a multiple "
+                    f"of {replicas}. Received: batches of "
+                    f"{'unknown size' if batch is None else batch}."
+                )
+            steps = steps or int(x.cardinality())
+        if steps and max(steps, 1) % self.steps_per_execution:
+            raise ValueError(
+                f"With {replicas} replicas, `steps_per_execution` must divide "
+                "the steps of an epoch, and these be known. Received: "
+                f"steps_per_execution={self.steps_per_execution}, "
+                f"{steps if steps > 0 else 'unknown'} steps."
+            )
+        synchronised = [
+            layer.name
+            for layer in self._flatten_layers()
+            if getattr(layer, "synchronized", False) and layer.trainable
+        ]
+        if self.jit_compile and synchronised:
+            raise ValueError(
+                "XLA compiles what each replica does alone, and synchronised "
+                "BatchNorm is not that: leave out `jit_compile=True` or the "
+                "synchronisation. Received: synchronised layers "
+                f"{', '.join(synchronised)}."
+            )
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: model, metrics and optimizer are built.
+
+        Keras would read, and throw away, a first batch here, and cannot do so
+        on several hosts.
+        """
 
     def get_config(self):
         return {
@@ -255,6 +383,18 @@ class TwoTower(keras.Model):
             for key, value in config.items()
         }
         return cls(**revived)
+
+
+class _MeanOfReplicas(keras.metrics.Mean):
+    """The running mean of values that all replicas agree upon.
+
+    Keras keeps one mean per replica and adds them up wherever one is read: on
+    several hosts all would have to read it at the same time.
+    """
+
+    def add_variable(self, *args, **kwargs):
+        kwargs["aggregation"] = "only_first_replica"
+        return super().add_variable(*args, **kwargs)
 
 
 class StopAtNaN(keras.callbacks.Callback):
@@ -351,7 +491,7 @@ def _overflow_of_all(gradients, norm):
         return gradients
     total = context.all_reduce(tf.distribute.ReduceOp.SUM, norm)
     spoil = tf.where(tf.math.is_finite(total), 0.0, np.nan)
-    return [g + tf.cast(spoil, g.dtype) for g in gradients]
+    return [g if g is None else g + tf.cast(spoil, g.dtype) for g in gradients]
 
 
 def _seed_generator_states(tower):

@@ -43,95 +43,186 @@ def two_replicas():
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def train(strategy, build, steps=20):
+def batches(count, size=8):
+    data = tf.data.Dataset.from_tensor_slices(random_images(count * size))
+    return data.batch(size, drop_remainder=True)
+
+
+def build(method, *, synchronized=False, queue_size=50, views=None):
+    """A function without arguments to a small model."""
+    views = views or seed_tf.views.moco_v2(8)
+    options = {"views": views, "queue_size": queue_size}
+    student = functools.partial(tower, 4, synchronized=synchronized)
+    if method == "seed":
+        return lambda: seed_tf.SEED(student(), tower(8), **options)
+    return lambda: seed_tf.MoCo(student(), shuffle_groups=2, **options)
+
+
+def train(strategy, build, steps=20, **options):
     with strategy.scope():
         keras.utils.set_random_seed(0)
         model = build()
-        model.compile(seed_tf.training.SGD(0.1))
-    data = tf.data.Dataset.from_tensor_slices(random_images(8 * steps))
-    data = data.batch(8, drop_remainder=True)
-    history = model.fit(data, verbose=0).history
+        model.compile(seed_tf.training.SGD(0.1), **options)
+    history = model.fit(batches(steps), verbose=0).history
     return model, history
 
 
+def unchanged(images):
+    """A view that costs nothing to compile."""
+    return keras.ops.cast(images, "float32")
+
+
+@functools.cache
+def plain(method):
+    """Model and logs of a short training by two replicas."""
+    return train(two_replicas(), build(method, views=unchanged), steps=6)
+
+
 class TwoReplicasTest(parameterized.TestCase):
-    def assert_same_training(self, build):
-        one, one_history = train(tf.distribute.get_strategy(), build)
-        two, two_history = train(two_replicas(), build)
+    @parameterized.parameters("seed", "moco")
+    def test_trains_as_on_one_device(self, method):
+        one, one_logs = train(
+            tf.distribute.get_strategy(), build(method, synchronized=True)
+        )
+        two, two_logs = train(two_replicas(), build(method, synchronized=True))
         self.assertEqual(int(two.step.numpy()), 20)
         self.assertEqual(int(two.queue.cursor), int(one.queue.cursor))
         for a, b in zip(one.weights, two.weights, strict=True):
             np.testing.assert_allclose(
                 a.numpy(), b.numpy(), atol=1e-5, err_msg=a.path
             )
-        np.testing.assert_allclose(
-            one_history["loss"], two_history["loss"], rtol=1e-4
-        )
+        for name in {"loss", "gap", "accuracy", "cosine"} & set(one_logs):
+            np.testing.assert_allclose(
+                one_logs[name], two_logs[name], rtol=1e-4, err_msg=name
+            )
         for replica in two.queue.embeddings.value.values:
             np.testing.assert_array_equal(replica, two.queue.embeddings)
-
-    def test_seed_trains_as_on_one_device(self):
-        self.assert_same_training(
-            lambda: seed_tf.SEED(
-                tower(4),
-                tower(8),
-                views=seed_tf.views.moco_v2(8),
-                queue_size=50,
-            )
-        )
-
-    def test_moco_trains_as_on_one_device(self):
-        self.assert_same_training(
-            lambda: seed_tf.MoCo(
-                tower(4),
-                views=seed_tf.views.moco_v2(8),
-                queue_size=50,
-                shuffle_groups=2,
-            )
-        )
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
     def test_mixed_precision(self, policy):
         keras.mixed_precision.set_global_policy(policy)
         self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
-        model, history = train(
-            two_replicas(),
-            lambda: seed_tf.SEED(
-                tower(4),
-                tower(8),
-                views=seed_tf.views.moco_v2(8),
-                queue_size=50,
-            ),
-        )
+        model, history = train(two_replicas(), build("seed", synchronized=True))
         self.assertTrue(np.isfinite(history["loss"]).all())
         self.assertEqual(int(model.queue.cursor), 160 % 50)
         self.assertEqual(model.queue.embeddings.dtype, "float32")
         for weight in model.student.weights:
             self.assertTrue(np.isfinite(weight.numpy()).all(), weight.path)
 
-    @parameterized.parameters({"jit_compile": True}, {"steps_per_execution": 2})
-    def test_what_keras_cannot_do_is_refused(self, **kwargs):
-        (name,) = kwargs
-        with two_replicas().scope():
-            model = seed_tf.SEED(
-                tower(4),
-                tower(8),
-                views=seed_tf.views.moco_v2(8),
-                queue_size=8,
+    @parameterized.product(
+        method=["seed", "moco"],
+        options=[{"jit_compile": True}, {"steps_per_execution": 3}],
+    )
+    def test_xla_and_several_steps_per_execution(self, method, options):
+        expected, expected_logs = plain(method)
+        model, logs = train(
+            two_replicas(), build(method, views=unchanged), steps=6, **options
+        )
+        self.assertEqual(int(model.step.numpy()), 6)
+        for a, b in zip(expected.weights, model.weights, strict=True):
+            np.testing.assert_allclose(
+                a.numpy(), b.numpy(), atol=1e-5, err_msg=a.path
             )
-            model.compile(seed_tf.training.SGD(0.1), **kwargs)
-        data = tf.data.Dataset.from_tensors(random_images(8))
-        with self.assertRaisesRegex(ValueError, f"`{name}` does not work with"):
-            model.fit(data, verbose=0)
+        for name, value in logs.items():
+            np.testing.assert_allclose(value, expected_logs[name], rtol=1e-3)
+
+    @parameterized.parameters("seed", "moco")
+    def test_xla_takes_the_views_in(self, method):
+        def strings(images):  # which XLA does not know
+            return tf.strings.to_number(tf.strings.as_string(images))
+
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "unsupported operations|AsString"
+        ):
+            train(
+                two_replicas(),
+                build(method, views=strings),
+                steps=1,
+                jit_compile=True,
+            )
+
+    def test_is_traced_once_for_each_replica(self):
+        with two_replicas().scope():
+            model, traces = build("seed")(), []
+            model.compile(seed_tf.training.SGD(0.1))
+        step = model.train_step
+        model.train_step = lambda data: traces.append(1) or step(data)
+        for _ in range(2):
+            model.fit(batches(4), epochs=2, verbose=0)
+        self.assertLen(traces, 2)
+
+    @parameterized.parameters("seed", "moco")
+    def test_running_statistics_are_the_mean_of_the_replicas(self, method):
+        with two_replicas().scope():
+            model = build(method)()
+            model.compile(seed_tf.training.SGD(0.0))
+        tower = model.student if method == "seed" else model.encoder
+        norm = tower.layers[2]
+        convolve = keras.Sequential(tower.layers[:2])
+        with two_replicas().scope():
+            (view,) = model.augment(random_images(8), 0)
+            activations = convolve(view).numpy().reshape(2, -1, 4)
+        model.fit(batches(1), verbose=0)
+        for variable, expected in (
+            (norm.moving_mean, 0.01 * activations.mean(1)),
+            (norm.moving_variance, 0.99 + 0.01 * activations.var(1)),
+        ):
+            for replica in variable.value.values:
+                np.testing.assert_allclose(replica, expected.mean(0), rtol=1e-5)
+
+    def test_evaluates_as_one_device(self):
+        found = []
+        for strategy in (tf.distribute.get_strategy(), two_replicas()):
+            with strategy.scope():
+                keras.utils.set_random_seed(0)
+                model = build("seed")()
+                model.compile()
+            logs = model.evaluate(batches(3), verbose=0, return_dict=True)
+            found.append(logs)
+        for name in ("loss", "gap", "cosine"):
+            np.testing.assert_allclose(
+                found[0][name], found[1][name], rtol=1e-4, err_msg=name
+            )
+
+    @parameterized.parameters(
+        (lambda: batches(2, size=7), {}, "a multiple of 2. .* batches of 7"),
+        (lambda: batches(2).unbatch().batch(8), {}, "batches of unknown size"),
+        (
+            lambda: batches(5),
+            {"steps_per_execution": 2},
+            "must divide the steps.*steps_per_execution=2, 5 steps",
+        ),
+        (
+            lambda: batches(4).repeat(),
+            {"steps_per_execution": 2},
+            "steps_per_execution=2, unknown steps",
+        ),
+    )
+    def test_refuses_what_replicas_cannot_share(self, data, options, message):
+        with two_replicas().scope():
+            model = build("seed")()
+            model.compile(seed_tf.training.SGD(0.1), **options)
+        with self.assertRaisesRegex(ValueError, message):
+            model.fit(data(), verbose=0)
+
+    def test_refuses_xla_with_synchronised_batch_norm(self):
+        with two_replicas().scope():
+            model = build("seed", synchronized=True)()
+            model.compile(seed_tf.training.SGD(0.1), jit_compile=True)
+        with self.assertRaisesRegex(ValueError, "leave out `jit_compile=True`"):
+            model.fit(batches(1), verbose=0)
+
+    def test_refuses_single_batches(self):
+        with two_replicas().scope():
+            model = build("seed")()
+            model.compile(seed_tf.training.SGD(0.1))
+        with self.assertRaisesRegex(ValueError, "train and evaluate by `fit`"):
+            model.train_on_batch(random_images(8))
 
     def test_moco_shuffles_keys_across_replicas(self):
         strategy = two_replicas()
         with strategy.scope():
-            model = seed_tf.MoCo(
-                tower(4, synchronized=False),
-                views=seed_tf.views.moco_v2(8),
-                queue_size=16,
-            )
+            model = build("moco", queue_size=16)()
             model.compile(seed_tf.training.SGD(0.1))
         images = random_images(16)
         with strategy.scope():

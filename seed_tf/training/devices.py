@@ -1,13 +1,17 @@
 """Where a model trains: one device, several, several hosts, a TPU."""
 
+import contextlib
 import glob
 import json
 import os
 import re
+import signal
 import socket
+import threading
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/*")  # of a TPU VM
 # What TensorFlow's collectives and its coordination service say of a worker
@@ -64,7 +68,8 @@ def make_strategy(name="auto", tpu=None):
                 "TF_CONFIG, on every host its own, see docs/devices.md. "
                 "Received: none."
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with _waiting_for(_workers()):
+            return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _tpu_strategy(tpu)
     raise ValueError(
@@ -142,6 +147,23 @@ def synchronise_batch_norm(model):
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
+
+
+@contextlib.contextmanager
+def _waiting_for(workers):
+    """Says what is waited for, and lets Ctrl-C end it."""
+    logging.warning("Waiting for all workers: %s.", ", ".join(workers))
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # TensorFlow waits without letting Python handle signals.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        # TensorFlow has taken it over, and would do nothing.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _has_workers(strategy):
