@@ -5,6 +5,7 @@ import os
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from seed_tf.training import SGD, Progress, warmup_cosine
@@ -63,6 +64,21 @@ class SGDTest(parameterized.TestCase):
             reference.step(gradients, rate)
         for ours, theirs in zip(variables, reference.weights, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    def test_adds_in_one_order(self):
+        """Not in that of an AddN, which depends on what memory is free."""
+        shape, decay, momentum = (100, 30), np.float32(1e-2), np.float32(0.9)
+        weights, velocity = np.ones(shape, "f4"), np.zeros(shape, "f4")
+        variable = keras.Variable(weights)
+        optimizer = SGD(0.1, momentum=0.9, weight_decay=1e-2)
+        optimizer.build([variable])
+        step = tf.function(lambda x: optimizer.apply([x], [variable]))
+        for (gradient,) in random_gradients([shape], 5):
+            gradient = gradient.astype("f4")
+            step(tf.constant(gradient))
+            velocity = momentum * velocity + (gradient + decay * weights)
+            weights = weights - np.float32(0.1) * velocity
+        np.testing.assert_array_equal(optimizer.velocities[0], velocity)
 
     def test_keras_sgd_does_not(self):
         """Why the class exists: remove it when Keras's own rule passes."""

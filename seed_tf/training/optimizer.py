@@ -1,6 +1,7 @@
 """Stochastic gradient descent as PyTorch defines it, which the paper used."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -59,12 +60,19 @@ class SGD(keras.optimizers.Optimizer):
             )
 
     def update_step(self, gradient, variable, learning_rate):
+        velocity = self.velocities[self._get_variable_index(variable)].value
         gradient = ops.cast(gradient, variable.dtype)
         gradient += self.coupled_weight_decay * variable
-        velocity = self.velocities[self._get_variable_index(variable)]
-        self.assign(velocity, self.momentum * velocity + gradient)
-        rate = ops.cast(learning_rate, variable.dtype)
-        self.assign_sub(variable, rate * velocity)
+        # One kernel for the rule, and bit for bit the same each time: three
+        # terms added by `+` become one AddN, and its order of additions
+        # depends on which buffer is free at the moment.
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.handle,
+            lr=ops.cast(learning_rate, variable.dtype),
+            grad=gradient,
+            momentum=ops.cast(self.momentum, variable.dtype),
+        )
 
     def get_config(self):
         return {
