@@ -51,7 +51,7 @@ def run(main):
     """absl's app.run, with bad input told in a line instead of a traceback."""
 
     def guarded(argv):
-        if FLAGS["verbosity"].using_default_value:
+        if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # TensorFlow raises it
             tf.get_logger().setLevel("WARNING")
         try:

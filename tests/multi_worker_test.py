@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,14 @@ class MultiWorkerTest(absltest.TestCase):
         self.assertEqual(process.returncode, 0, printed[-4000:])
         return printed
 
+    def wait_for_step(self, step, output, *processes):
+        deadline = time.monotonic() + SECONDS
+        while newest(output) < step:
+            for process in processes:
+                self.assertIsNone(process.poll())
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+
     def test_two_workers_equal_one_process(self):
         outputs = [os.path.join(self.folder, f"{i}.npz") for i in range(3)]
         run = ("-c", SCRIPT)
@@ -154,7 +163,7 @@ class MultiWorkerTest(absltest.TestCase):
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(timeout=10), -signal.SIGINT)
 
-    def test_a_killed_worker_is_restarted_and_the_run_goes_on(self):
+    def test_a_run_survives_a_killed_worker_and_a_stop_of_all(self):
         output = os.path.join(self.folder, "run")
         images = pictures(os.path.join(self.folder, "images"), 160)
         teacher = tiny_teacher(os.path.join(self.folder, "teacher.keras"))
@@ -165,22 +174,26 @@ class MultiWorkerTest(absltest.TestCase):
             *("--held_out=0", "--checkpoint_minutes=0", f"--output={output}"),
         )
         first, second = (self.start(i, *command) for i in range(2))
-        deadline = time.monotonic() + SECONDS
-        while newest(output) < 3:
-            for process in (first, second):
-                self.assertIsNone(process.poll())
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.05)
+        self.wait_for_step(3, output, first, second)
         second.send_signal(signal.SIGKILL)
         second.wait()
         reached = newest(output)
-        self.assertLess(reached, 20)
-        again = self.start(1, *command)
-        printed = self.finish(first)
-        self.finish(again)
+        self.assertLess(reached, 14)
+        second = self.start(1, *command)
+        self.wait_for_step(reached + 3, output, first, second)
+        # Then all workers are told to stop.
+        for process in (second, first):
+            process.send_signal(signal.SIGTERM)
+        printed = first.communicate(timeout=SECONDS)[0]
+        stopped = second.communicate(timeout=SECONDS)[0]
         self.assertIn("Another worker is gone", printed)
         self.assertRegex(printed, r"Going on after step \d+ of 20")
-        self.assertEqual(newest(output), 20)
+        self.assertRegex(printed, r"Stopped after step \d+, which is saved")
+        self.assertEqual(first.returncode, 128 + signal.SIGTERM, printed)
+        self.assertIn("Stopped", stopped)
+        self.assertEqual(second.returncode, 128 + signal.SIGTERM, stopped)
+        last = int(re.search(r"after step (\d+), which", printed)[1])
+        self.assertEqual(newest(output), last)
         for name, value in state(output).items():
             self.assertTrue(np.isfinite(value).all(), name)
 

@@ -132,7 +132,11 @@ def barrier(strategy):
 
 def worker_lost(error):
     """Whether a training step failed because another worker is gone."""
-    return len(_workers()) > 1 and bool(_LOST.search(str(error)))
+    return (
+        isinstance(error, tf.errors.OpError)
+        and len(_workers()) > 1
+        and bool(_LOST.search(str(error)))
+    )
 
 
 def synchronise_batch_norm(model):

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.evaluation.report import table
+from seed_tf.training import devices
 from seed_tf.training.callbacks import (
     Evaluate,
     MetricsLog,
@@ -24,6 +25,7 @@ from seed_tf.training.saving import Checkpoints, EncoderFiles
 from seed_tf.version import __version__
 
 DRY_STEPS = 5
+CHIEF_FIRST = 5  # seconds that other workers wait when told to stop
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -146,9 +148,11 @@ def train(
                     [*callbacks, save],
                 )
     except BaseException as error:
+        if interruption.signal and devices.worker_lost(error):
+            error = Stopped("Stopped, after the chief.", interruption.signal)
         with contextlib.suppress(OSError):  # the disk may be full
             summarise(str(error) or type(error).__name__)
-        raise
+        raise error
     if best.lost_patience:
         return summarise(
             f"stopped early: {monitor} did not rise in {patience} evaluations"
@@ -185,7 +189,7 @@ class _Interruption:
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def __enter__(self):
-        self.signal = None
+        self.signal = self.time = None
         self._handlers = {s: signal.signal(s, self._note) for s in self.signals}
         return self
 
@@ -194,7 +198,7 @@ class _Interruption:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self.signal = number
+        self.signal, self.time = number, time.monotonic()
         for s, handler in self._handlers.items():
             signal.signal(s, handler)
         name = signal.Signals(number).name
@@ -306,12 +310,18 @@ class _Save(keras.callbacks.Callback):
         self._reported = time.monotonic()
 
     def _stop_if_told(self):
-        if self._interruption.signal:
-            step = int(self.model.step.numpy())
-            raise Stopped(
-                f"Stopped after step {step}, which is saved.",
-                self._interruption.signal,
-            )
+        if not self._interruption.signal:
+            return
+        if not self._chief:
+            # If all workers were told, the chief is to stop first, and save:
+            # in the step after another has left it can no longer.
+            if time.monotonic() - self._interruption.time < CHIEF_FIRST:
+                return
+        step = int(self.model.step.numpy())
+        saved = ", which is saved" if self._chief else ""
+        raise Stopped(
+            f"Stopped after step {step}{saved}.", self._interruption.signal
+        )
 
 
 class _Times(keras.callbacks.Callback):
