@@ -1,0 +1,412 @@
+"""Makes an index of a folder of images, or brings one up to date."""
+
+import contextlib
+import datetime
+import fcntl
+import glob
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+from absl import logging
+
+from seed_tf.checkpoints import load_teacher
+from seed_tf.datasets import CorruptFiles, pipeline
+from seed_tf.datasets.order import Order
+from seed_tf.datasets.sources import Source
+from seed_tf.evaluation.features import embedder
+from seed_tf.search import vectors
+from seed_tf.search.index import FILES, Index, normalised
+from seed_tf.search.listing import Listing
+from seed_tf.training.callbacks import duration
+from seed_tf.training.saving import fingerprint, replacing
+
+SHARD = 2048  # images, that a killed process loses at most
+_BLOCK = 16384  # rows copied at a time
+# What an index must have in common with the images that are added to it.
+_SAME = ("fingerprint", "output", "image_size", "resize")
+
+
+def build(
+    path,
+    images,
+    encoder,
+    *,
+    image_size=224,
+    output="features",
+    batch_size=64,
+    write=print,
+):
+    """Embeds the images of a folder, those that the index does not have yet.
+
+    The index becomes that of the folder as it is: images that are new or have
+    changed (by path, size and time of modification) are embedded, those that
+    are gone are dropped. Files that cannot be read are left out and named;
+    the next call tries them again.
+
+    A process killed at any moment loses no more than the last 2,048 images:
+    the same call goes on, to the same index. Until the new index is whole the
+    old one stays as it is. Of each image memory holds some 100 bytes.
+
+    Args:
+        path: folder of the index, made if missing, of
+
+            - `embeddings.npy`, float32 `[N, D]`, L2-normalised;
+            - `paths.txt`, N lines, the images' paths below `images`;
+            - `index.faiss`, what faiss searches in;
+            - `keys.npy`, by which files are known again;
+            - `index.json`: `encoder`, its `fingerprint`, `output`,
+              `image_size`, `resize`, `images`, `count` (N), `dim` (D),
+              `corrupt`, `search`, `created`.
+        images: folder; all image files below it are taken.
+        encoder: str, as `seed_tf.checkpoints.load_teacher` takes it.
+        image_size: positive int, S, of the centre crops, which are cut out of
+            images resized as 256 is to 224.
+        output: "features" or "embeddings", see `seed_tf.evaluation.embed`.
+            The paper evaluates features; embeddings are smaller.
+        batch_size: positive int, images run at a time.
+        write: function of one str, for progress.
+
+    Returns:
+        `Index`.
+
+    Raises:
+        ValueError: if a folder or the encoder cannot be read, no image can,
+            the index has another encoder, output or size of images, or another
+            process is at it.
+        OSError: if the index cannot be written.
+    """
+    vectors.import_faiss()
+    for name, value in {
+        "image_size": image_size,
+        "batch_size": batch_size,
+    }.items():
+        if value < 1:
+            raise ValueError(
+                f"`{name}` must be positive. Received: {name}={value}."
+            )
+    images, path = (
+        os.path.abspath(os.path.expanduser(x)) for x in (images, path)
+    )
+    if not os.path.isdir(images):
+        raise ValueError(
+            f"`images` must be an existing folder. Received: {images!r}."
+        )
+    with _locked(path):
+        model = load_teacher(encoder)
+        config = {
+            "encoder": os.path.abspath(os.path.expanduser(encoder)),
+            "fingerprint": fingerprint(model),
+            "output": output,
+            "image_size": image_size,
+            "resize": round(image_size * 8 / 7),
+        }
+        return _Builder(path, config, write).run(model, images, batch_size)
+
+
+class _Builder:
+    """One call of `build`.
+
+    Beside the index lie `shards`, what this and killed calls have embedded,
+    and `ready`, an index that is whole and about to take the old one's place.
+    """
+
+    def __init__(self, path, config, write):
+        self._path, self._config, self._write = path, config, write
+        self._shards, self._ready = self._file("shards"), self._file("ready")
+        self._take_over()
+        self._compare(self._file("index.json"))
+        self._compare(os.path.join(self._shards, "config.json"))
+
+    def run(self, model, images, batch_size):
+        embed = embedder(model, output=self._config["output"])
+        size = self._config["image_size"]
+        dim = embed(np.zeros([1, size, size, 3], np.uint8)).shape[1]
+        listing = Listing(images)
+        corrupt = CorruptFiles(1.0)
+        corrupt.size = len(listing.keys) + len(listing.refused)
+        for name, problem in listing.refused.items():
+            corrupt.add(name, problem)
+        earlier, old_keys = self._earlier()
+        here = np.zeros(len(listing.keys), bool)
+        here[_found(listing.find(old_keys))] = True
+        kept = here.sum()
+        failed = self._read_unfinished(listing, here, corrupt)
+        pending = np.flatnonzero(~(here | failed))
+        self._check_space(dim, len(pending), len(here))
+        self._write(
+            f"{len(here):,} images in {images}: {len(pending):,} to embed, "
+            f"{kept:,} in the index, {here.sum() - kept:,} from an "
+            "interrupted run."
+        )
+        self._embed(embed, listing, pending, batch_size, corrupt, here)
+        if not here.any():
+            name, why = next(iter(corrupt.files.items()))
+            raise ValueError(
+                f"Not one of {len(here):,} images in {images!r} can be read. "
+                f"The first: {name} ({why})."
+            )
+        count = int(here.sum())
+        now = datetime.datetime.now(datetime.UTC)
+        summary = {
+            **self._config,
+            "images": images,
+            "count": count,
+            "dim": dim,
+            "corrupt": dict(sorted(corrupt.files.items())),
+            "search": vectors.method(count),
+            "created": now.isoformat(timespec="seconds"),
+        }
+        if np.array_equal(listing.keys[here], old_keys):
+            _write_json(self._file("index.json"), summary)
+            shutil.rmtree(self._shards, ignore_errors=True)
+        else:
+            self._assemble(listing, here, earlier, old_keys, summary)
+            self._take_over()
+        self._write(
+            f"{count:,} images in the index, {dim} numbers each: "
+            f"{count - kept:,} new or changed, {len(old_keys) - kept:,} "
+            "dropped."
+        )
+        return Index(self._path)
+
+    def _file(self, name):
+        return os.path.join(self._path, name)
+
+    def _compare(self, file):
+        """Refuses what would not fit the index that is there."""
+        if not os.path.exists(file):
+            return
+        with open(file) as f:
+            earlier = json.load(f)
+        differences = [
+            f"{key}: {earlier.get(key)!r} there, {self._config[key]!r} here"
+            for key in _SAME
+            if earlier.get(key) != self._config[key]
+        ]
+        if differences:
+            raise ValueError(
+                f"{self._path!r} holds an index made by "
+                f"{earlier.get('encoder')!r}, and embeddings of "
+                f"{self._config['encoder']!r} do not mix with it. "
+                f"{'; '.join(differences)}. Give the same settings, choose "
+                "another --index, or remove that one."
+            )
+
+    def _earlier(self):
+        """Embeddings and keys of the index that is there, empty without one."""
+        if os.path.exists(self._file("index.json")):
+            try:
+                index = Index(self._path)
+                return index.embeddings, index.keys
+            except ValueError as error:
+                self._write(f"{error} It is made anew.")
+        return np.array([]), np.array([], "S16")
+
+    def _read_unfinished(self, listing, here, corrupt):
+        """Marks the files in shards; a mask `[N]` of those that failed."""
+        failed = np.zeros(len(here), bool)
+        for shard in self._read_shards():
+            here[_found(listing.find(shard["keys"]))] = True
+            numbers = listing.find(shard["bad"])
+            for number, why in zip(numbers, shard["reasons"], strict=True):
+                if number >= 0:
+                    failed[number] = True
+                    corrupt.add(listing.paths[number], str(why))
+        return failed
+
+    def _read_shards(self):
+        for file in sorted(glob.glob(os.path.join(self._shards, "*.npz"))):
+            if not file.endswith(".unfinished.npz"):
+                with np.load(file) as shard:
+                    yield dict(shard)
+
+    def _check_space(self, dim, pending, total):
+        # Shards, then the new index: embeddings, faiss's copy, paths.
+        needed = 4 * dim * (pending + 2 * total) + 200 * total
+        free = shutil.disk_usage(self._path).free
+        if free < needed:
+            raise OSError(
+                f"No space left for the index: the disk of {self._path!r} has "
+                f"{free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB may "
+                "be needed."
+            )
+
+    def _embed(self, embed, listing, pending, batch_size, corrupt, here):
+        """Embeds the files of these numbers into shards, and marks them."""
+        if not len(pending):
+            return
+        os.makedirs(self._shards, exist_ok=True)
+        _write_json(os.path.join(self._shards, "config.json"), self._config)
+        names = [
+            int(os.path.basename(file)[:9])
+            for file in glob.glob(os.path.join(self._shards, "?????????.npz"))
+        ]
+        shard = max(names, default=-1) + 1
+        report = _Progress(len(pending), self._write)
+        numbers, rows, first = [], [], 0
+        for step, (batch, good) in enumerate(
+            self._batches(listing, pending, batch_size, corrupt)
+        ):
+            if len(batch):
+                rows.append(normalised(embed(batch.numpy())))
+                numbers.append(good.numpy())
+            done = min((step + 1) * batch_size, len(pending))
+            if done - first >= SHARD or done == len(pending):
+                kept = np.concatenate([*numbers, np.array([], np.int64)])
+                bad = np.setdiff1d(pending[first:done], kept)
+                why = corrupt.files if len(bad) else {}
+                reasons = [why[listing.paths[i]] for i in bad]
+                file = os.path.join(self._shards, f"{shard:09d}.npz")
+                with replacing(file) as unfinished:
+                    np.savez(
+                        unfinished,
+                        keys=listing.keys[kept],
+                        embeddings=np.concatenate(rows) if rows else [],
+                        bad=listing.keys[bad],
+                        reasons=np.array(reasons, str),
+                    )
+                here[kept] = True
+                numbers, rows, first, shard = [], [], done, shard + 1
+            report(done)
+
+    def _batches(self, listing, pending, batch_size, corrupt):
+        """Batches of squares, and of the numbers of their files."""
+
+        def fetch(place):
+            number = pending[place]
+            file = os.path.join(listing.root, listing.paths[number])
+            with open(file, "rb") as f:
+                return f.read(), number
+
+        source = Source(
+            size=len(pending),
+            unlabelled="",
+            records=lambda order: order.steps.map(
+                lambda step: (order.indices(step),)
+            ),
+            fetch=fetch,
+            name=lambda place: listing.paths[pending[place]],
+        )
+        order = Order(
+            total=source.size,
+            start=0,
+            size=source.size,
+            held_out=False,
+            batch_size=batch_size,
+            rows=(0, batch_size),
+            drop_remainder=False,
+            shuffle=False,
+            seed=0,
+            first_step=0,
+            epochs=1,
+        )
+        squares = pipeline.squares(
+            self._config["image_size"], self._config["resize"]
+        )
+        return pipeline.decoded(source, order, squares, corrupt).prefetch(2)
+
+    def _assemble(self, listing, here, earlier, old_keys, summary):
+        """Writes the new index beside the old, whole or not at all."""
+        unfinished = f"{self._ready}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.makedirs(unfinished)
+        place = np.cumsum(here) - 1
+        embeddings, paths, keys, index, config = (
+            os.path.join(unfinished, name) for name in FILES
+        )
+
+        def sources():
+            for start in range(0, len(old_keys), _BLOCK):
+                block = slice(start, start + _BLOCK)
+                yield old_keys[block], earlier[block]
+            for shard in self._read_shards():
+                yield shard["keys"], shard["embeddings"]
+
+        with replacing(embeddings) as file:
+            rows = np.lib.format.open_memmap(
+                file, "w+", np.float32, (summary["count"], summary["dim"])
+            )
+            for source_keys, source_rows in sources():
+                numbers = listing.find(source_keys)
+                rows[place[_found(numbers)]] = source_rows[numbers >= 0]
+            rows.flush()
+        with replacing(paths) as file, open(file, "wb") as f:
+            for number in np.flatnonzero(here):
+                f.write(listing.paths[number].encode() + b"\n")
+        with replacing(keys) as file:
+            np.save(file, listing.keys[here])
+        with replacing(index) as file:
+            vectors.write(rows, file, self._write)
+        _write_json(config, summary)
+        os.rename(unfinished, self._ready)
+
+    def _take_over(self):
+        """Puts an index that is ready in its place, also after a crash."""
+        if not os.path.isdir(self._ready):
+            return
+        for name in FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(os.path.join(self._ready, name), self._file(name))
+        shutil.rmtree(self._shards, ignore_errors=True)
+        os.rmdir(self._ready)
+
+
+class _Progress:
+    """Writes a line now and then: images, rate, time left."""
+
+    def __init__(self, total, write, every=10.0):
+        self._total, self._write, self._every = total, write, every
+        self._start = None
+
+    def __call__(self, done):
+        now = time.monotonic()
+        if self._start is None:  # the first batch traces and starts threads
+            self._start, self._first, self._last = now, done, now
+        if now - self._last < self._every and done < self._total:
+            return
+        self._last = now
+        line = f"  {done:,}/{self._total:,} images"
+        if done > self._first:
+            rate = (done - self._first) / (now - self._start)
+            left = duration((self._total - done) / rate)
+            line += f"  {rate:,.0f} images/s  {left} left"
+        self._write(line)
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Keeps other processes from building the same index."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(
+            f"The index folder {path!r} cannot be written: {error.strerror}."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(
+            f"Another process is building {path!r}. Wait for it, or choose "
+            "another --index."
+        ) from None
+    except OSError as error:  # some network file systems
+        logging.warning("%r cannot be locked: %s.", path, error)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _found(numbers):
+    return numbers[numbers >= 0]
+
+
+def _write_json(file, content):
+    with replacing(file) as unfinished, open(unfinished, "w") as f:
+        json.dump(content, f, indent=2)
+        f.write("\n")

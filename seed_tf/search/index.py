@@ -1,0 +1,236 @@
+"""An index of images, and the search in it by images."""
+
+import json
+import os
+import threading
+
+import numpy as np
+
+from seed_tf.checkpoints import load_teacher
+from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.evaluation import nearest_neighbours
+from seed_tf.evaluation.features import embedder
+from seed_tf.search import vectors
+from seed_tf.search.listing import Lines
+from seed_tf.training.saving import fingerprint
+
+# The last one tells that the others are there.
+FILES = (
+    "embeddings.npy",
+    "paths.txt",
+    "keys.npy",
+    "index.faiss",
+    "index.json",
+)
+
+
+class Index:
+    """An index that `build` made, read from disk as far as it is needed.
+
+    Args:
+        path: its folder.
+
+    Attributes:
+        config: dict, `index.json`.
+        embeddings: float32 `[N, D]`, L2-normalised, memory-mapped.
+        paths: sequence of N str, below `config["images"]`.
+        keys: `[N]` 16 bytes each, which tell versions of files apart.
+
+    Raises:
+        ValueError: if there is no index, or it is not whole.
+    """
+
+    def __init__(self, path):
+        vectors.import_faiss()
+        self.path = os.path.abspath(os.path.expanduser(path))
+        if not os.path.exists(self._file("index.json")):
+            unfinished = os.path.isdir(self._file("shards"))
+            raise ValueError(
+                f"{path!r} holds no index"
+                + (" yet: it is unfinished" if unfinished else "")
+                + ". Make one by: python -m experiments.search index "
+                f"--images=<folder> --encoder=<file> --index={path}"
+            )
+        try:
+            with open(self._file("index.json")) as f:
+                self.config = json.load(f)
+            self.embeddings = np.load(self._file("embeddings.npy"), "r")
+            self.keys = np.load(self._file("keys.npy"), "r")
+            with open(self._file("paths.txt"), "rb") as f:
+                self.paths = Lines(f)
+            self._vectors = vectors.read(self._file("index.faiss"))
+            sizes = {
+                self.config["count"],
+                *map(len, (self.embeddings, self.paths, self.keys)),
+                self._vectors.ntotal,
+            }
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise self._damaged(error) from error
+        if len(sizes) > 1 or os.path.isdir(self._file("ready")):
+            raise self._damaged("its files do not belong together")
+
+    def __len__(self):
+        return len(self.embeddings)
+
+    def file(self, row):
+        """The path of an image's file."""
+        return os.path.join(self.config["images"], self.paths[row])
+
+    def search(self, queries, k=10):
+        """The images most similar to each query, by cosine.
+
+        Above 100,000 images one in a hundred may be missed; the similarities
+        of those that are found are exact.
+
+        Args:
+            queries: float `[Q, D]`, not all zeros in a row.
+            k: positive int; no more than all images come back.
+
+        Returns:
+            `(similarities [Q, k] float32, rows [Q, k] int64)`, the most
+            similar first; of equally similar ones the lower row.
+
+        Raises:
+            ValueError: if the width differs or `k` is not positive.
+        """
+        queries = np.asarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(
+                f"Expected queries [Q, {self.embeddings.shape[1]}]. "
+                f"Received: shape {queries.shape}."
+            )
+        if k < 1:
+            raise ValueError(f"`k` must be positive. Received: k={k}.")
+        k = min(k, len(self))
+        queries = normalised(queries)
+        # faiss's own similarities are rounded, and equals in any order.
+        _, candidates = self._vectors.search(
+            queries, min(max(4 * k, 64), len(self))
+        )
+        similarities = np.empty([len(queries), k], np.float32)
+        rows = np.empty([len(queries), k], np.int64)
+        for i, (query, found) in enumerate(
+            zip(queries, candidates, strict=True)
+        ):
+            found = np.sort(found[found >= 0])
+            if len(found) < k:  # too few in the clusters that were looked at
+                values, found = nearest_neighbours(
+                    self.embeddings, query[None], k
+                )
+                similarities[i], rows[i] = values[0], found[0]
+                continue
+            values = self.embeddings[found] @ query
+            best = np.argsort(-values, kind="stable")[:k]
+            similarities[i], rows[i] = values[best], found[best]
+        return similarities, rows
+
+    def others(self, row, k=10):
+        """The images most similar to one of the index, without itself.
+
+        Args:
+            row: int in [0, N).
+            k: positive int.
+
+        Returns:
+            `(similarities [k] float32, rows [k] int64)`.
+        """
+        (similarities,), (rows,) = self.search(
+            self.embeddings[row][None], k + 1
+        )
+        # Of equal images another may have pushed it out.
+        keep = np.flatnonzero(rows != row)[:k]
+        return similarities[keep], rows[keep]
+
+    def _file(self, name):
+        return os.path.join(self.path, name)
+
+    def _damaged(self, reason):
+        return ValueError(
+            f"The index {self.path!r} is damaged or being replaced: {reason}. "
+            "Give the command that made it again, or remove the folder first."
+        )
+
+
+class ImageSearch:
+    """Finds the images of an index that are most similar to a picture.
+
+    A picture is treated as the images of the index were. May be called from
+    many threads; one picture is embedded at a time.
+
+    Args:
+        index: `Index`.
+        encoder: str, where the encoder lies now; None for where it was.
+
+    Raises:
+        ValueError: if the encoder cannot be read, or is another one.
+    """
+
+    def __init__(self, index, encoder=None):
+        self.index = index
+        config = index.config
+        try:
+            model = load_teacher(encoder or config["encoder"])
+        except ValueError as error:
+            raise ValueError(
+                f"The encoder of {index.path!r} cannot be loaded; tell by "
+                f"--encoder where it is. {error}"
+            ) from error
+        found = fingerprint(model)
+        if found != config["fingerprint"]:
+            raise ValueError(
+                f"{index.path!r} was made by {config['encoder']!r} with "
+                f"fingerprint {config['fingerprint']}. Received: "
+                f"{encoder or config['encoder']!r} with fingerprint {found}."
+            )
+        self._embed = embedder(model, output=config["output"])
+        self._lock = threading.Lock()
+        size = config["image_size"]
+        blank = np.zeros([1, size, size, 3], np.uint8)
+        self.index.search(normalised(self._embed(blank)), 1)  # trace and warm
+
+    def embed(self, data):
+        """The embedding of a picture.
+
+        Args:
+            data: bytes of an image file.
+
+        Returns:
+            float32 `[D]`, L2-normalised.
+
+        Raises:
+            ValueError: if this is no image that can be decoded.
+        """
+        config = self.index.config
+        with self._lock:
+            try:
+                image = EncodedImage(data)
+                square = image.square(config["image_size"], config["resize"])
+            except Exception as error:  # of any kind: the data are damaged
+                reason = " ".join(str(error).split()).removesuffix(".")
+                raise ValueError(
+                    f"Not an image that can be read: {reason}."
+                ) from error
+            return normalised(self._embed(square[None]))[0]
+
+    def search(self, data, k=10):
+        """The images most similar to a picture.
+
+        Args:
+            data: bytes of an image file.
+            k: positive int.
+
+        Returns:
+            `(similarities [k] float32, rows [k] int64)`, see `Index.search`.
+
+        Raises:
+            ValueError: if this is no image, or `k` is not positive.
+        """
+        (similarities,), (rows,) = self.index.search(self.embed(data)[None], k)
+        return similarities, rows
+
+
+def normalised(rows):
+    """Rows `[N, D]` at length 1, float32; zeros stay zeros."""
+    rows = np.asarray(rows, np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, 1e-12)

@@ -1,0 +1,73 @@
+"""What faiss does: the nearest rows of a matrix, exactly or nearly."""
+
+import logging
+import math
+
+import numpy as np
+
+# Up to here all rows are compared, which takes milliseconds.
+EXACT = 100_000
+_BLOCK = 65536  # rows added at a time
+
+
+def import_faiss():
+    """The module faiss; ValueError if it is not installed."""
+    # It tells which of its builds it tries.
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(
+            "An index needs faiss: pip install 'seed_tf[search]'. "
+            f"Received: {error}."
+        ) from error
+    return faiss
+
+
+def method(count):
+    """How an index of so many rows is searched: "exact" or "approximate"."""
+    return "exact" if count <= EXACT else "approximate"
+
+
+def write(rows, path, tell=print):
+    """Writes faiss's index of unit vectors.
+
+    Up to 100,000 rows it compares all. Above it compares those of the nearest
+    64th of some 4 sqrt(N) clusters, at a byte per number: candidates, of which
+    `Index` computes the similarities anew.
+
+    Args:
+        rows: float32 `[N, D]`, may be memory-mapped.
+        path: file.
+        tell: function of one str.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    faiss = import_faiss()
+    count, dim = rows.shape
+    if method(count) == "exact":
+        index = faiss.IndexFlatIP(dim)
+    else:
+        lists = round(4 * math.sqrt(count))
+        tell(f"Grouping {count:,} images around {lists:,} centres ...")
+        index = faiss.index_factory(
+            dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT
+        )
+        index.nprobe = max(16, lists // 64)
+        some = np.random.default_rng(0).choice(
+            count, min(count, 64 * lists), replace=False
+        )
+        index.train(rows[np.sort(some)])
+    for start in range(0, count, _BLOCK):
+        index.add(np.ascontiguousarray(rows[start : start + _BLOCK]))
+    try:
+        faiss.write_index(index, path)
+    except RuntimeError as error:
+        raise OSError(f"{path!r} cannot be written: {error}") from error
+
+
+def read(path):
+    """faiss's index, its vectors left on disk."""
+    faiss = import_faiss()
+    return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
