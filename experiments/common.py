@@ -1,5 +1,6 @@
 """Flags and set-up that the training launchers share."""
 
+import dataclasses
 import functools
 import os
 import shlex
@@ -11,27 +12,12 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 import seed_tf
+from seed_tf import recipes
+from seed_tf.evaluation import report
 from seed_tf.evaluation.monitor import HeldOut, LabelledKNN
 from seed_tf.training import devices
 
 FLAGS = flags.FLAGS
-
-
-def swav_small_patches(size, *, flip=True):
-    """One view and six small ones of each image, 96 pixels where it has 224."""
-    return seed_tf.views.multi_crop(
-        seed_tf.views.swav(size, flip=flip),
-        seed_tf.views.small_patches(round(size * 96 / 224), flip=flip),
-    )
-
-
-VIEWS = {
-    "moco_v1": seed_tf.views.moco_v1,
-    "moco_v2": seed_tf.views.moco_v2,
-    "simclr": seed_tf.views.simclr,
-    "swav": seed_tf.views.swav,
-    "swav_small_patches": swav_small_patches,
-}
 
 
 # Flags in which the same run may differ from one start to the next.
@@ -90,8 +76,8 @@ def restart(error):
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
-def define_training_flags():
-    """Data, recipe and output; defaults are the paper's."""
+def define_view_flags():
+    """Unlabelled images, and how they are augmented."""
     flags.DEFINE_string(
         "dataset",
         "folder",
@@ -112,6 +98,27 @@ def define_training_flags():
         0.0,
         1.0,
     )
+    flags.DEFINE_integer("image_size", 224, "Pixels of a view.", 1)
+    flags.DEFINE_enum(
+        "views",
+        "moco_v2",
+        sorted(recipes.VIEWS),
+        "Augmentation; match the teacher's.",
+    )
+    flags.DEFINE_boolean("flip", True, "Whether views may be mirrored.")
+    flags.DEFINE_integer("batch_size", 256, "Images per step.", 1)
+    flags.DEFINE_integer("seed", 0, "Start, order of images and views.")
+
+
+def define_training_flags():
+    """Data, recipe and output; defaults are the paper's."""
+    flags.DEFINE_string(
+        "recipe",
+        None,
+        "An experiment of the paper, whose settings the other flags override; "
+        "'list' prints all, with the paper's numbers. See docs/recipes.md.",
+    )
+    define_view_flags()
     flags.DEFINE_integer(
         "held_out",
         None,
@@ -119,11 +126,6 @@ def define_training_flags():
         "1,000, but at most a twentieth of all.",
         0,
     )
-    flags.DEFINE_integer("image_size", 224, "Pixels of a view.", 1)
-    flags.DEFINE_enum(
-        "views", "moco_v2", sorted(VIEWS), "Augmentation; match the teacher's."
-    )
-    flags.DEFINE_boolean("flip", True, "Whether views may be mirrored.")
     flags.DEFINE_enum(
         "stem",
         "imagenet",
@@ -131,7 +133,6 @@ def define_training_flags():
         "'cifar' keeps the first layers at full size, for images of 64 pixels "
         "and less.",
     )
-    flags.DEFINE_integer("batch_size", 256, "Images per step.", 1)
     flags.DEFINE_integer("epochs", 200, "Passes over the data.", 1)
     flags.DEFINE_integer("queue_size", 65536, "Embeddings in the queue.", 1)
     flags.DEFINE_float(
@@ -145,17 +146,16 @@ def define_training_flags():
         ["float32", "mixed_bfloat16", "mixed_float16"],
         "Arithmetic of the networks; losses are float32 always.",
     )
-    flags.DEFINE_integer("seed", 0, "Start, order of images and views.")
     flags.DEFINE_string("output", None, "Folder for all that the run leaves.")
-    flags.mark_flag_as_required("output")
+    require("output")
     flags.DEFINE_boolean(
         "overwrite", False, "Remove the run in --output and start anew."
     )
     flags.DEFINE_boolean(
         "dry_run",
         False,
-        "Build everything, run five steps, tell what the whole run takes, and "
-        "leave nothing behind.",
+        "Build everything, count operations and memory, run five steps if they "
+        "fit, tell what the whole run takes, and leave nothing behind.",
     )
     flags.DEFINE_float(
         "checkpoint_minutes", 10, "From one checkpoint to the next.", 0.0
@@ -201,6 +201,86 @@ def define_training_flags():
         None,
         "Compile the step by XLA; by default on a single GPU and on TPUs. On "
         "CPUs it is slower.",
+    )
+
+
+def require(name):
+    """Makes a flag required, but not to list the recipes."""
+    flags.register_multi_flags_validator(
+        [name, "recipe"],
+        lambda given: given["recipe"] == "list" or given[name] is not None,
+        f"Flag --{name} must have a value other than None.",
+    )
+
+
+def use_recipe():
+    """Sets flags that were not given to what `--recipe` says.
+
+    With `--recipe=list` it prints all of them and ends the process.
+
+    Raises:
+        ValueError: if there is no such recipe, or it is another launcher's.
+    """
+    if FLAGS.recipe is None:
+        return
+    if FLAGS.recipe == "list":
+        print(list_recipes())
+        sys.exit()
+    named = recipes.get(FLAGS.recipe)
+    if named.launcher != launcher():
+        raise ValueError(
+            f"{FLAGS.recipe} is run by experiments.{named.launcher}, this is "
+            f"experiments.{launcher()}."
+        )
+    for name, value in named.flags().items():
+        FLAGS.set_default(name, value)  # a value that was given stays
+
+
+def recipe(**renamed):
+    """The `Recipe` that all flags together make.
+
+    Args:
+        **renamed: values of fields whose flags have other names.
+    """
+    names = {field.name for field in dataclasses.fields(recipes.Recipe)}
+    names &= set(FLAGS) - {"teacher", "recipe"}
+    values = {name: FLAGS[name].value for name in names}
+    return recipes.Recipe(**{**values, **renamed})
+
+
+def list_recipes():
+    """A table of all recipes, beside the paper's numbers."""
+
+    def number(value):
+        pair = isinstance(value, tuple)
+        return "-".join(map(str, value)) if pair else value
+
+    rows = []
+    for name in recipes.names():
+        each = recipes.get(name)
+        paper = each.paper
+        rows.append(
+            {
+                "recipe": name,
+                "views": each.views,
+                "epochs": each.epochs,
+                "top-1": number(paper.top1),
+                "top-5": paper.top5,
+                "1 %": paper.one_percent,
+                "10 %": paper.ten_percent,
+            }
+        )
+    notes = "\n".join(
+        f"{name}: {recipes.get(name).note}"
+        for name in recipes.names()
+        if recipes.get(name).note
+    )
+    return (
+        f"{report.table(rows, list(rows[0]))}\n\n{notes}\n\n"
+        "The paper's linear probes on ImageNet (top-1, top-5), and its top-1 "
+        "with 1 % and 10 %\nof the labels; – where no source confirms a "
+        "number. None of them was run here.\nmocov2_... are run by "
+        "experiments.pretrain, all others by experiments.distill."
     )
 
 
@@ -314,7 +394,7 @@ def train(build, *, num_views=1):
     strategy = devices.make_strategy(FLAGS.strategy, FLAGS.tpu)
     keras.utils.set_random_seed(FLAGS.seed)
     keras.mixed_precision.set_global_policy(FLAGS.precision)
-    views = VIEWS[FLAGS.views](FLAGS.image_size, flip=FLAGS.flip)
+    views = recipes.VIEWS[FLAGS.views](FLAGS.image_size, flip=FLAGS.flip)
     data = Data(views, num_views)
     with strategy.scope():
         model, encoder, teacher = build(views)
@@ -411,7 +491,7 @@ def _tell(folder, result):
     }
     row = {"step": f"{result['step']:,}", **shown}
     print(f"\n{result['ended'].capitalize()}.\n")
-    print(seed_tf.evaluation.report.table([row], list(row)))
+    print(report.table([row], list(row)))
     if result["corrupt_files"]:
         print(
             f"\n{len(result['corrupt_files'])} unreadable images were left "

@@ -5,11 +5,11 @@
         --output=runs/student
 """
 
-import keras
-from absl import flags
+from absl import flags, logging
 
 import seed_tf
 from experiments import common
+from seed_tf import recipes
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -18,7 +18,6 @@ flags.DEFINE_string(
     "A .keras file, the folder of a run of pretrain, or a published "
     "checkpoint, see docs/checkpoints.md.",
 )
-flags.mark_flag_as_required("teacher")
 flags.DEFINE_string("student", "mobilenet_v3_large", "Backbone, by name.")
 flags.DEFINE_integer(
     "hidden_dim",
@@ -33,32 +32,43 @@ flags.DEFINE_float(
     0.01,
     "Of the teacher's softmax: lower is sharper. Watch teacher_neighbours.",
 )
+flags.DEFINE_enum(
+    "objective",
+    "similarity_distillation",
+    list(recipes.OBJECTIVES),
+    "What the student learns: SEED's own loss, or an alternative of the "
+    "paper's.",
+)
+flags.DEFINE_boolean(
+    "same_view",
+    True,
+    "Whether teacher and student see one view of an image, or each its own.",
+)
 common.define_training_flags()
+common.require("teacher")
 flags.adopt_module_key_flags(common)
 
 
 def build(views):
     teacher = seed_tf.checkpoints.load_teacher(FLAGS.teacher)
-    images = keras.Input((FLAGS.image_size, FLAGS.image_size, 3))
-    student = seed_tf.Encoder(
-        seed_tf.backbone(FLAGS.student, stem=FLAGS.stem),
-        embedding_dim=teacher(images).shape[-1],
-        hidden_dim=FLAGS.hidden_dim,
-    )
-    model = seed_tf.SEED(
-        student,
+    if FLAGS.recipe:
+        # No error: all else of a recipe may be overridden, too.
+        other = recipes.difference(teacher, recipes.get(FLAGS.recipe).teacher)
+        if other:
+            logging.warning("%s", other)
+    model = recipes.build(
+        common.recipe(temperature=FLAGS.student_temperature),
         teacher,
         views=views,
-        queue_size=FLAGS.queue_size,
-        student_temperature=FLAGS.student_temperature,
-        teacher_temperature=FLAGS.teacher_temperature,
+        stem=FLAGS.stem,
         seed=FLAGS.seed,
     )
-    return model, student, teacher
+    return model, model.student, teacher
 
 
 def main(_):
-    common.train(build)
+    common.use_recipe()
+    common.train(build, num_views=1 if FLAGS.same_view else 2)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 
 from absl import flags
 
-import seed_tf
 from experiments import common
+from seed_tf import recipes
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("encoder", "resnet50", "Backbone to train, by name.")
@@ -19,22 +19,17 @@ flags.adopt_module_key_flags(common)
 
 
 def build(views):
-    encoder = seed_tf.Encoder(
-        seed_tf.backbone(FLAGS.encoder, stem=FLAGS.stem),
-        embedding_dim=FLAGS.embedding_dim,
-    )
-    model = seed_tf.MoCo(
-        encoder,
+    model = recipes.build(
+        common.recipe(student=FLAGS.encoder),
         views=views,
-        queue_size=FLAGS.queue_size,
-        temperature=FLAGS.temperature,
-        momentum=FLAGS.momentum,
+        stem=FLAGS.stem,
         seed=FLAGS.seed,
     )
-    return model, encoder, None
+    return model, model.encoder, None
 
 
 def main(_):
+    common.use_recipe()
     common.train(build, num_views=2)
 
 

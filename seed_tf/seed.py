@@ -45,6 +45,8 @@ class SEED(TwoTower):
         teacher_temperature: positive float.
         objective: function of `seed_tf.losses`' signature, or None for
             `losses.similarity_distillation`.
+        same_view: bool, whether both towers see one view of an image, as in
+            the paper, or each its own; not for multi-crop.
         seed: int. Views and dropout are functions of it and the step.
 
     Logged at every step: "loss", the cross-entropy; "gap", the loss less the
@@ -80,6 +82,7 @@ class SEED(TwoTower):
         student_temperature=0.2,
         teacher_temperature=0.01,
         objective=None,
+        same_view=True,
         seed=0,
         name="seed",
     ):
@@ -95,6 +98,10 @@ class SEED(TwoTower):
                 f"Received: student {dim}, teacher {teacher_dim}. Build the "
                 f"student with Encoder(..., embedding_dim={teacher_dim})."
             )
+        if not same_view and len(samples) > 1:
+            raise ValueError(
+                "`same_view=False` is for views of one size, not multi_crop."
+            )
         if student is teacher:
             raise ValueError("`student` and `teacher` are the same model.")
         self.student, self.teacher = student, teacher
@@ -103,6 +110,7 @@ class SEED(TwoTower):
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.objective = objective
+        self.same_view = same_view
         self.queue = EmbeddingQueue(queue_size, dim, seed=seed, name="queue")
         self.small_queue = None
         if len(samples) > 1:
@@ -139,8 +147,7 @@ class SEED(TwoTower):
 
     def _forward_and_back(self, images):
         """What a replica does alone: targets to enqueue, loss, gradients."""
-        views = self.augment(images, self.step.value)
-        targets = self._targets(views)
+        views, targets = self._views_and_targets(images, self.step.value)
         with tf.GradientTape() as tape:
             loss, health = self._distil(views, targets, training=True)
             scaled_loss = self.scale(loss)
@@ -152,9 +159,15 @@ class SEED(TwoTower):
     def test_step(self, data):
         """The held-out loss: the same views each time, queue untouched."""
         images = keras.utils.unpack_x_y_sample_weight(data)[0]
-        views = self.augment(images, ops.cast(-1, "int64"))
-        loss, health = self._distil(views, self._targets(views))
+        step = ops.cast(-1, "int64")
+        loss, health = self._distil(*self._views_and_targets(images, step))
         return self.log(loss=loss, **health)
+
+    def _views_and_targets(self, images, step):
+        views = seen = self.augment(images, step)
+        if not self.same_view:
+            seen = self.augment(images, step, stream=1)
+        return views, self._targets(seen)
 
     def _targets(self, views):
         """The teacher's embeddings of each size of view, without gradient."""
@@ -203,4 +216,5 @@ class SEED(TwoTower):
             "student_temperature": self.student_temperature,
             "teacher_temperature": self.teacher_temperature,
             "objective": serialize(self.objective),
+            "same_view": self.same_view,
         }

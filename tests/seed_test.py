@@ -369,6 +369,28 @@ class KerasModelTest(parameterized.TestCase):
         for a, b in zip(results[0][1], results[1][1], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
+    def test_each_tower_may_have_its_own_view(self):
+        images = random_images(8, size=6)
+        for same in (True, False):
+            model = self.model(same_view=same)
+            views = [model.augment(images, 0, stream=i)[0] for i in (0, 1)]
+            student = model.student(views[0])
+            teacher = model.teacher(views[0 if same else 1])
+            logs = model.train_on_batch(images, return_dict=True)
+            targets = keras.ops.normalize(teacher, axis=-1)
+            cosine = np.sum(keras.ops.normalize(student, axis=-1) * targets, 1)
+            np.testing.assert_allclose(logs["cosine"], cosine.mean(), atol=1e-4)
+            np.testing.assert_allclose(
+                model.queue.embeddings[:8], targets, atol=1e-4
+            )
+            clone = seed_tf.SEED.from_config(model.get_config())
+            self.assertIs(clone.same_view, same)
+        views = seed_tf.views.multi_crop(
+            seed_tf.views.swav(2), seed_tf.views.small_patches(2)
+        )
+        with self.assertRaisesRegex(ValueError, "same_view.*not multi_crop"):
+            seed_tf.SEED(*towers(), views=views, same_view=False)
+
     def test_objectives_of_the_library_and_of_the_user(self):
         @keras.saving.register_keras_serializable("seed_test")
         def mine(student, teacher, queue, *, student_temperature, **_):

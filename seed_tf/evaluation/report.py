@@ -235,6 +235,82 @@ def curves(
 
 
 @matplotlib.rc_context(_STYLE)
+def points(values, *, xlabel, ylabel, logarithmic=False, colours=None):
+    """Named points, as the paper's figure 1: accuracy against parameters.
+
+    Args:
+        values: dict of names to pairs (x, y).
+        xlabel, ylabel: str.
+        logarithmic: bool, the horizontal axis.
+        colours: dict of names to colours, by default `palette`'s.
+
+    Returns:
+        Figure.
+    """
+    colours = colours or palette(values)
+    figure = Figure((5.2, 3.6))
+    axes = figure.subplots()
+    for name, (x, y) in values.items():
+        axes.scatter(x, y, s=44, color=colours[name], zorder=3)
+        axes.annotate(
+            name, (x, y), (6, 4), textcoords="offset points", fontsize=8
+        )
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid()
+    axes.margins(x=0.2, y=0.15)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def target_curve(advice):
+    """Neighbours in the target and its mass on the image, by temperature.
+
+    Args:
+        advice: `seed_tf.evaluation.advice.Advice`.
+
+    Returns:
+        Figure, one panel each.
+    """
+    both = {
+        f"queue of {advice.sample:,}, measured": (advice.measured, ":"),
+        f"queue of {advice.queue_size:,}, about": (advice.expected, "-"),
+    }
+    figure = Figure((7.6, 3.3))
+    left, right = figure.subplots(1, 2)
+    for label, (targets, style) in both.items():
+        style = {"color": _ENCODERS[0], "ls": style, "marker": "."}
+        x = [target.temperature for target in targets]
+        neighbours = [target.neighbours for target in targets]
+        left.plot(x, neighbours, label=label, **style)
+        mass = [100 * target.self_mass for target in targets]
+        right.plot(x, mass, **style)
+    left.set_yscale("log")
+    left.set_title("neighbours in the target", loc="left")
+    right.set_title("target's mass on the image itself (%)", loc="left")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("teacher temperature")
+        axes.grid()
+        axes.axvline(advice.temperature, color=_RIGHT, lw=1.6)
+    left.legend(frameon=False, fontsize=8)
+    right.annotate(
+        f"recommended: {advice.temperature:g}",
+        (advice.temperature, 100),
+        (5, 0),
+        textcoords="offset points",
+        va="top",
+        color=_RIGHT,
+        fontsize=8,
+    )
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
 def embedding_map(
     features,
     labels,

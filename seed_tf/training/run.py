@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import platform
 import resource
 import signal
@@ -11,9 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.evaluation.report import table
-from seed_tf.training import devices
+from seed_tf.training import cost, devices
 from seed_tf.training.callbacks import (
     Evaluate,
     MetricsLog,
@@ -312,11 +312,11 @@ class _Save(keras.callbacks.Callback):
     def _stop_if_told(self):
         if not self._interruption.signal:
             return
-        if not self._chief:
+        waited = time.monotonic() - self._interruption.time
+        if not self._chief and waited < CHIEF_FIRST:
             # If all workers were told, the chief is to stop first, and save:
             # in the step after another has left it can no longer.
-            if time.monotonic() - self._interruption.time < CHIEF_FIRST:
-                return
+            return
         step = int(self.model.step.numpy())
         saved = ", which is saved" if self._chief else ""
         raise Stopped(
@@ -341,44 +341,77 @@ class _Times(keras.callbacks.Callback):
 def dry_run(
     model, load, *, encoder, epochs, steps_per_epoch, batch_size, teacher=None
 ):
-    """Runs five steps and tells what the whole run will cost.
+    """Tells what the whole run will cost, by its shapes and by a few steps.
 
-    Arguments are those of `train`, and the teacher if there is one. It writes
-    no file, but trains the model: build it anew to train.
+    Operations and memory are counted from shapes, before anything is run.
+    Then a few steps are measured: five, or, where their memory is not there,
+    five of fewer images. Arguments are those of `train`, and the teacher if
+    there is one. It writes no file, but trains the model: build it anew to
+    train.
 
     Returns:
         str, a table to print.
     """
-    times, total = _Times(), steps_per_epoch * epochs
-    start = time.monotonic()
+    total = steps_per_epoch * epochs
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    checkpoints = Checkpoints("", model)  # builds the optimizer
+    step = cost.of_step(
+        model, encoder=encoder, batch_size=batch_size // replicas
+    )
+    memory, parts = sum(step.bytes.values()), step.bytes.items()
+    values = {
+        "parameters, trained encoder": f"{encoder.count_params():,}",
+        "parameters, teacher": teacher and f"{teacher.count_params():,}",
+        "FLOPs per step": readable(replicas * sum(step.flops.values())),
+        **{
+            f"FLOPs, {k}": readable(replicas * v) for k, v in step.flops.items()
+        },
+        "memory of a device, estimated": readable_bytes(memory),
+        **{name: readable_bytes(value) for name, value in parts},
+        "steps": f"{total:,} = {epochs} epochs of {steps_per_epoch:,}",
+        "disk": readable_bytes(disk_needed(checkpoints, encoder)),
+        **_measure(model, load, batch_size, steps_per_epoch, total, step),
+    }
+    return table(
+        [{"": name, "dry run": x} for name, x in values.items() if x],
+        ["", "dry run"],
+    )
+
+
+def _measure(model, load, batch_size, steps_per_epoch, total, step):
+    """What a few steps take, of as many images as there is memory for."""
+    measured = cost.images_that_fit(step, batch_size, free_memory())
+    if not measured:
+        return {
+            "measured": f"nothing: {readable_bytes(free_memory())} are free",
+        }
+    batches, steps = load(0), min(DRY_STEPS, steps_per_epoch)
+    if measured < batch_size:
+        batches = batches.unbatch().batch(measured, drop_remainder=True)
+        steps = DRY_STEPS
+    times, start = _Times(), time.monotonic()
     model.fit(
-        load(0),
-        epochs=-(-DRY_STEPS // steps_per_epoch),
-        steps_per_epoch=min(DRY_STEPS, steps_per_epoch),
+        batches,
+        epochs=-(-DRY_STEPS // steps),
+        steps_per_epoch=steps,
         callbacks=[times],
         verbose=0,
     )
     # The first step traces and compiles: the rate is that of the others.
     seconds = (times.end[-1] - times.end[0]) / (len(times.end) - 1)
     waited = np.subtract(times.begin[1:], times.end[:-1]).mean()
-    checkpoints = Checkpoints("", model)
-    queues = [q for q in model.state.values() if isinstance(q, EmbeddingQueue)]
-    values = {
-        "parameters, trained encoder": f"{encoder.count_params():,}",
-        "parameters, teacher": teacher and f"{teacher.count_params():,}",
-        "queue": readable_bytes(sum(4 * q.size * q.dim for q in queues)),
+    rate = measured / seconds
+    return {
+        "measured": f"steps of {measured} images, for that is all that the "
+        f"{readable_bytes(free_memory())} of free memory take"
+        if measured < batch_size
+        else None,
         "peak memory": readable_bytes(peak_memory()),
         "until the end of the first step": duration(times.end[0] - start),
-        "images per second": f"{batch_size / seconds:.1f}",
+        "images per second": f"{rate:.1f}",
         "waiting for data": f"{waited / seconds:.0%} of the time",
-        "steps": f"{total:,} = {epochs} epochs of {steps_per_epoch:,}",
-        "time for all steps": duration(total * seconds),
-        "disk": readable_bytes(disk_needed(checkpoints, encoder)),
+        "time for all steps": duration(total * batch_size / rate),
     }
-    return table(
-        [{"": name, "dry run": x} for name, x in values.items() if x],
-        ["", "dry run"],
-    )
 
 
 def disk_needed(checkpoints, encoder):
@@ -393,6 +426,40 @@ def peak_memory():
     for gpu in tf.config.list_logical_devices("GPU"):
         used += tf.config.experimental.get_memory_info(gpu.name)["peak"]
     return used
+
+
+def free_memory():
+    """Bytes that this process may still take, or None if nobody knows.
+
+    Of GPUs it is not known before they run out of it.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        return None
+    free = []
+    with contextlib.suppress(OSError, ValueError):
+        with open("/proc/meminfo") as f:
+            lines = dict(line.split(":") for line in f)
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit
+        limit, used = (
+            int(pathlib.Path("/sys/fs/cgroup", name).read_text())
+            for name in ("memory.max", "memory.current")
+        )
+        free.append(limit - used)
+    return min(free, default=None)
+
+
+def readable(count):
+    """A large number as a person writes it.
+
+    >>> readable(1_234_000_000_000)
+    '1.23 T'
+    """
+    for unit in ("", " k", " M", " G"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
 
 
 def readable_bytes(count):
