@@ -1,98 +1,148 @@
 """Tells how good encoders are, by their features and few or many labels.
 
     python -m experiments.evaluate --encoder=runs/teacher \\
-        --encoder=runs/student --data_dir=labelled_photos
+        --encoder=runs/student --data_dir=labelled_photos \\
+        --protocol=knn,linear --output=results
 
-Prints a table; with --output also writes it as JSON and Markdown.
+Prints a table; with --output also writes it as JSON, CSV, Markdown and a
+figure. See docs/evaluation.md for what the protocols are.
 """
 
-import json
 import os
 
 from absl import flags
 
-import seed_tf
 from experiments import common
-from seed_tf.evaluation import report
+from seed_tf.evaluation import protocols, transfer
+from seed_tf.evaluation.labelled_images import LabelledImages
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
     "encoder",
     None,
-    "A .keras file, run folder or published checkpoint; repeat it for several.",
+    "A .keras file, run folder or published checkpoint, or a random network: "
+    "'untrained:resnet18', 'untrained:resnet18:cifar'; repeat it for several.",
 )
 flags.mark_flag_as_required("encoder")
-flags.DEFINE_multi_enum(
+flags.DEFINE_list(
     "protocol",
     ["knn", "linear"],
-    ["knn", "linear"],
-    "'knn': nearest neighbours by cosine. 'linear': a linear probe on features "
-    "of centre crops (no views; standardised).",
+    f"Among {', '.join(protocols.PROTOCOLS)}, separated by commas. Probes are "
+    "on features of centre crops (no views; standardised).",
 )
 flags.DEFINE_string(
     "dataset", "folder", "'folder' of class folders, 'digits' or a TFDS name."
 )
 flags.DEFINE_string("data_dir", None, "The folder, or where TFDS data lies.")
-flags.DEFINE_string("train_split", "train", "Labelled images to learn from.")
-flags.DEFINE_string("test_split", "test", "Labelled images to test on.")
+flags.DEFINE_string(
+    "train_split",
+    None,
+    "Labelled images to learn from; by default the data set's usual ones, "
+    "'train' where none are known.",
+)
+flags.DEFINE_string("test_split", None, "Labelled images to test on; likewise.")
+flags.DEFINE_enum(
+    "metric",
+    None,
+    ["top-1", "mean per class"],
+    "Of 'transfer'; by default the one usual for the data set.",
+)
 flags.DEFINE_integer("image_size", 224, "Pixels of the centre crop.", 1)
-flags.DEFINE_integer("batch_size", 64, "Images run at a time.", 1)
-flags.DEFINE_integer("k", 10, "Neighbours that vote.", 1)
-flags.DEFINE_float("learning_rate", 10.0, "Of the linear probe.", 0.0)
+flags.DEFINE_integer("batch_size", 64, "Images embedded at a time.", 1)
+flags.DEFINE_list("k", ["10"], "Neighbours that vote, and k of recall@k.")
+flags.DEFINE_list(
+    "learning_rate",
+    ["10"],
+    "Of the linear probe. Of several, '1,3,10,30', the best on a tenth of the "
+    "training set is taken.",
+)
+flags.DEFINE_alias("lr", "learning_rate")
 flags.DEFINE_integer("probe_epochs", 100, "Of the linear probe.", 1)
-flags.DEFINE_string("output", None, "Folder for results.json and results.md.")
+flags.DEFINE_list(
+    "label_fraction",
+    ["1"],
+    "Shares of every class to fine-tune on: '0.01,0.1'.",
+)
+flags.DEFINE_string(
+    "label_list",
+    None,
+    "A file of image names, one per line, to fine-tune on: SimCLR's "
+    "1percent.txt, 10percent.txt.",
+)
+flags.DEFINE_float(
+    "fine_tune_learning_rate", 0.05, "Per 256 images; scaled linearly.", 0.0
+)
+flags.DEFINE_integer(
+    "fine_tune_epochs",
+    None,
+    "By default 60 with 1 % of the labels, 30 with more.",
+    1,
+)
+flags.DEFINE_integer("fine_tune_batch_size", 256, "Images per step.", 1)
+flags.DEFINE_integer("seeds", 1, "Runs of protocols that are random.", 1)
+flags.DEFINE_string(
+    "cache_dir",
+    None,
+    "Folder for features, which a later call then finds; by default 'features' "
+    "in --output.",
+)
+flags.DEFINE_string("output", None, "Folder for results.json, .csv, .md, .png.")
 
 
-def load(split):
-    """The split's centre crops, resized as 256 is to 224, with labels."""
-    return seed_tf.datasets.load(
-        FLAGS.dataset,
-        split=split,
-        data_dir=FLAGS.data_dir,
-        image_size=FLAGS.image_size,
-        resize=round(FLAGS.image_size * 8 / 7),
-        batch_size=FLAGS.batch_size,
-        shuffle=False,
-        labels=True,
+def numbers(flag, kind):
+    """The values of a list flag."""
+    try:
+        return tuple(map(kind, FLAGS[flag].value))
+    except ValueError:
+        raise ValueError(
+            f"--{flag} must be numbers, separated by commas. "
+            f"Received: {','.join(FLAGS[flag].value)}."
+        ) from None
+
+
+def task():
+    """What the flags say is to be done."""
+    usual = transfer.convention(FLAGS.dataset)
+    train, test = (
+        LabelledImages(
+            FLAGS.dataset,
+            split,
+            FLAGS.data_dir,
+            FLAGS.image_size,
+            FLAGS.batch_size,
+        )
+        for split in (
+            FLAGS.train_split or usual.train,
+            FLAGS.test_split or usual.test,
+        )
+    )
+    cache = FLAGS.cache_dir
+    if cache is None and FLAGS.output:
+        cache = os.path.join(FLAGS.output, "features")
+    return protocols.Task(
+        train,
+        test,
+        metric=FLAGS.metric or usual.metric,
+        ks=numbers("k", int),
+        learning_rates=numbers("learning_rate", float),
+        probe_epochs=FLAGS.probe_epochs,
+        label_fractions=numbers("label_fraction", float),
+        label_list=FLAGS.label_list,
+        fine_tune_rate=FLAGS.fine_tune_learning_rate,
+        fine_tune_epochs=FLAGS.fine_tune_epochs,
+        fine_tune_batch_size=FLAGS.fine_tune_batch_size,
+        cache_dir=cache,
+        tell=lambda text: print(text, flush=True),
     )
 
 
-def evaluate(name, train, test):
-    encoder = seed_tf.checkpoints.load_teacher(name)
-    row = {"encoder": name}
-    for output in ("features", "embeddings"):
-        bank = seed_tf.evaluation.embed(encoder, train, output=output)
-        queries = seed_tf.evaluation.embed(encoder, test, output=output)
-        if "knn" in FLAGS.protocol:
-            accuracy = seed_tf.evaluation.knn(bank, queries, k=FLAGS.k)
-            row[f"{FLAGS.k}-NN, {output}"] = round(100 * accuracy, 2)
-        if "linear" in FLAGS.protocol and output == "features":
-            probe = seed_tf.evaluation.linear_probe(
-                bank,
-                queries,
-                learning_rate=FLAGS.learning_rate,
-                epochs=FLAGS.probe_epochs,
-                standardize=True,
-            )
-            row["linear probe"] = round(100 * probe.accuracy, 2)
-    return row
-
-
 def main(_):
-    train, test = load(FLAGS.train_split), load(FLAGS.test_split)
-    rows = []
-    for name in FLAGS.encoder:
-        print(f"Embedding with {name} ...", flush=True)
-        rows.append(evaluate(name, train, test))
-    columns = list(rows[0])
-    print("\nTop-1 accuracy, %\n")
-    print(report.table(rows, columns, fmt="text"))
+    results = protocols.evaluate(
+        FLAGS.encoder, FLAGS.protocol, task(), seeds=FLAGS.seeds
+    )
     if FLAGS.output:
-        os.makedirs(FLAGS.output, exist_ok=True)
-        with open(os.path.join(FLAGS.output, "results.json"), "w") as f:
-            json.dump(rows, f, indent=2)
-        with open(os.path.join(FLAGS.output, "results.md"), "w") as f:
-            f.write(report.table(rows, columns, fmt="markdown") + "\n")
+        results.write(FLAGS.output)
+    print(f"\n%, top-1 accuracy unless named otherwise\n\n{results.table()}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 import resource
+import sys
+from unittest import mock
 
 import keras
 import numpy as np
@@ -13,6 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from seed_tf import evaluation
+from seed_tf.evaluation import labels as labels_module
+from seed_tf.evaluation import nearest_neighbours
+
+knn_module = sys.modules[nearest_neighbours.__module__]
 
 
 def blobs(count, width=16, classes=7, noise=1.5, seed=0):
@@ -104,6 +110,26 @@ class KNNTest(parameterized.TestCase):
             )
             self.assertEqual(agreement, 1.0)
 
+    def test_grid_is_each_alone_in_one_pass(self):
+        bank, queries = blobs(150), blobs(100, seed=1)
+        ks, votes = [20, 1, 7], ["similarity", "uniform"]
+        with mock.patch.object(
+            knn_module,
+            "nearest_neighbours",
+            wraps=knn_module.nearest_neighbours,
+        ) as search:
+            found = evaluation.knn_grid(bank, queries, ks=ks, weightings=votes)
+        search.assert_called_once()
+        self.assertEqual(
+            found,
+            {
+                (k, vote): evaluation.knn(bank, queries, k=k, weighting=vote)
+                for k in ks
+                for vote in votes
+            },
+        )
+        self.assertGreater(len(set(found.values())), 2)
+
     @parameterized.parameters(0.5, 0.07, 1e-4)
     def test_weighted_vote(self, temperature):
         (bank, labels), (queries, truth) = blobs(150), blobs(100, seed=1)
@@ -178,6 +204,52 @@ class FewLabelsTest(parameterized.TestCase):
             evaluation.few_labels(np.array([0, 0, 0, 1, 1]), 3)
         with self.assertRaisesRegex(ValueError, "per_class=0"):
             evaluation.few_labels(np.array([0, 1]), 0)
+
+
+class LabelFractionTest(parameterized.TestCase):
+    @parameterized.parameters(0.03, 0.1, 0.5, 1.0)
+    def test_a_share_of_every_class(self, fraction):
+        labels = np.repeat([3, 0, 9], [100, 40, 60])
+        chosen = evaluation.label_fraction(labels, fraction, seed=1)
+        counts = np.bincount(labels[chosen], minlength=10)[[3, 0, 9]]
+        np.testing.assert_array_equal(
+            counts, [round(fraction * n) for n in (100, 40, 60)]
+        )
+        self.assertLen(set(chosen), len(chosen))
+        np.testing.assert_array_equal(chosen, np.sort(chosen))
+        same, other = (
+            evaluation.label_fraction(labels, fraction, seed=s) for s in (1, 2)
+        )
+        np.testing.assert_array_equal(chosen, same)
+        self.assertEqual(np.array_equal(chosen, other), fraction == 1)
+
+    def test_a_class_without_examples(self):
+        labels = np.repeat([0, 1], [1000, 40])
+        with self.assertRaisesRegex(ValueError, "0.01 of class 1 .*has 40"):
+            evaluation.label_fraction(labels, 0.01)
+        with self.assertRaisesRegex(ValueError, "fraction=0"):
+            evaluation.label_fraction(labels, 0)
+
+    def test_classes_of_train_and_test(self):
+        check = labels_module.check_classes
+        check([0, 1, 2, 2], [2, 1, 0])
+        with self.assertRaisesRegex(
+            ValueError, "2 classes in train, 3 in test; not in train: 5, 7"
+        ):
+            check([0, 1, 1], [5, 1, 7])
+        with self.assertRaisesRegex(ValueError, "not in train: owl"):
+            check([0], [1], {0: "bat", 1: "owl"})
+        with self.assertLogs(level="WARNING") as logs:
+            check(np.arange(9), [1])
+        self.assertIn("8 of 9 classes", logs.output[0])
+        self.assertIn("0, 2, 3, 4, 5 and 3 more", logs.output[0])
+
+    def test_accuracies(self):
+        truth = np.array([0, 0, 0, 4, 4, 2])
+        predicted = np.array([0, 0, 1, 4, 2, 0])
+        top1, mean = evaluation.accuracies(predicted, truth)
+        self.assertAlmostEqual(top1, 3 / 6)
+        self.assertAlmostEqual(mean, (2 / 3 + 1 / 2 + 0) / 3)
 
 
 @keras.saving.register_keras_serializable(package="evaluation_test")
@@ -442,6 +514,37 @@ class LinearProbeTest(parameterized.TestCase):
         np.testing.assert_array_equal(viewed.kernel, again.kernel)
         self.assertFalse(np.allclose(viewed.kernel, plain.kernel, atol=1e-3))
         self.assertGreater(viewed.accuracy, 0.6)
+
+    def test_mean_per_class(self):
+        # One class is rare in test and never predicted: it counts a half.
+        train = np.eye(2)[[0, 0, 0, 1]], np.array([0, 0, 0, 1])
+        test = np.eye(2)[[0, 0, 0, 0]], np.array([0, 0, 0, 1])
+        found = evaluation.linear_probe(
+            train, test, learning_rate=1.0, epochs=20
+        )
+        self.assertAlmostEqual(found.accuracy, 0.75)
+        self.assertAlmostEqual(found.mean_per_class, 0.5)
+
+    def test_choice_of_the_learning_rate(self):
+        train = blobs(300)
+        rates = [1e-6, 0.3, 1e38]
+        rate, found = evaluation.choose_learning_rate(train, rates, epochs=5)
+        self.assertEqual(rate, 0.3)
+        self.assertIsNone(found[1e38])
+        self.assertGreater(found[0.3], found[1e-6] + 0.2)
+        with self.assertRaisesRegex(
+            evaluation.DivergenceError, "every.*1e\\+38"
+        ):
+            evaluation.choose_learning_rate(train, [1e38], epochs=2)
+
+    def test_choice_of_the_learning_rate_holds_images_out(self):
+        # Of labels at random, whatever is learnt by heart is worth nothing.
+        rng = np.random.default_rng(0)
+        train = rng.normal(size=(200, 300)), rng.integers(0, 2, 200)
+        whole = evaluation.linear_probe(train, train, learning_rate=1.0)
+        self.assertEqual(whole.accuracy, 1.0)
+        _, found = evaluation.choose_learning_rate(train, [1.0], held_out=0.3)
+        self.assertBetween(found[1.0], 0.25, 0.75)
 
     def test_divergence(self):
         data = blobs(50)

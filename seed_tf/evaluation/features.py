@@ -41,34 +41,56 @@ def embedder(model, *, output="features"):
         Function of `images` and `batch_size`, as `embed`. It sees the weights
         that the model has at the time of the call.
     """
-    function = tf.function(feature_function(model, output))
+    batches = batch_embedder(model, output=output)
 
     def run(images, *, batch_size=256):
-        rows, labels = [], []
-        for batch, batch_labels in _batches(images, batch_size):
-            batch = tf.convert_to_tensor(batch)
-            if not rows:
-                check_channels(batch)
-                check_value_range(batch)
-            # One trace for batches of every size.
-            spec = tf.TensorSpec([None, *batch.shape[1:]], batch.dtype)
-            features = function.get_concrete_function(spec)(batch).numpy()
-            if not np.isfinite(features).all():
-                raise ValueError(
-                    f"The {output} are not finite (NaN or infinity). The "
-                    "weights of the model are damaged, or its float16 range "
-                    "is exceeded."
-                )
-            rows.append(features)
-            labels.append(batch_labels)
-        if not rows:
-            raise ValueError("Expected at least one image. Received: none.")
+        rows, labels = zip(*batches(images, batch_size), strict=True)
         features = np.concatenate(rows)
         if labels[0] is None:
             return features
         return features, np.concatenate(labels).astype(np.int64)
 
     return run
+
+
+def batch_embedder(model, *, output="features"):
+    """`embedder`, batch by batch, for what does not fit in memory.
+
+    Args:
+        model, output: as of `embed`.
+
+    Returns:
+        Function of `images` and `batch_size`, as `embed`, that yields pairs of
+        features `[b, C]` float32 and labels `[b]`, or None without labels.
+    """
+    function = tf.function(feature_function(model, output))
+
+    def run(images, batch_size=256):
+        empty = True
+        for batch, labels in _batches(images, batch_size):
+            batch = tf.convert_to_tensor(batch)
+            if empty:
+                check_channels(batch)
+                check_value_range(batch)
+                empty = False
+            # One trace for batches of every size.
+            spec = tf.TensorSpec([None, *batch.shape[1:]], batch.dtype)
+            features = function.get_concrete_function(spec)(batch).numpy()
+            check_finite(features, output)
+            yield features, labels
+        if empty:
+            raise ValueError("Expected at least one image. Received: none.")
+
+    return run
+
+
+def check_finite(features, output):
+    """Raises ValueError if what an encoder gave is not finite."""
+    if not np.isfinite(features).all():
+        raise ValueError(
+            f"The {output} are not finite (NaN or infinity). The weights of "
+            "the model are damaged, or its float16 range is exceeded."
+        )
 
 
 def feature_function(model, output="features"):

@@ -47,11 +47,56 @@ def knn(
     >>> knn(bank, (np.eye(3) + 0.1, np.array([0, 1, 1])), k=1)
     0.6666666666666666
     """
-    if weighting not in ("uniform", "similarity"):
-        raise ValueError(
-            '`weighting` must be "uniform" or "similarity". '
-            f"Received: weighting={weighting!r}."
-        )
+    accuracies = knn_grid(
+        train,
+        test,
+        ks=[k],
+        weightings=[weighting],
+        num_classes=num_classes,
+        temperature=temperature,
+        query_block=query_block,
+        bank_block=bank_block,
+    )
+    return accuracies[k, weighting]
+
+
+def knn_grid(
+    train,
+    test,
+    *,
+    ks=(10,),
+    weightings=("uniform", "similarity"),
+    num_classes=None,
+    temperature=0.07,
+    query_block=1024,
+    bank_block=16384,
+):
+    """`knn` for several k and votes, in one pass over the bank.
+
+    Args:
+        train, test, num_classes, temperature, query_block, bank_block: as of
+            `knn`.
+        ks: ints in [1, N].
+        weightings: list of "uniform" and "similarity".
+
+    Returns:
+        dict of pairs (k, weighting) to accuracies in [0, 1].
+
+    Raises:
+        ValueError: as `knn`.
+
+    Example:
+
+    >>> bank = np.eye(3), np.array([0, 1, 2])
+    >>> knn_grid(bank, bank, ks=[1, 3], weightings=["uniform"])
+    {(1, 'uniform'): 1.0, (3, 'uniform'): 0.3333333333333333}
+    """
+    for weighting in weightings:
+        if weighting not in ("uniform", "similarity"):
+            raise ValueError(
+                '`weighting` must be "uniform" or "similarity". '
+                f"Received: weighting={weighting!r}."
+            )
     if temperature <= 0:
         raise ValueError(
             "`temperature` must be positive. "
@@ -59,21 +104,28 @@ def knn(
         )
     bank, labels = check_labelled("train", train, num_classes)
     queries, truth = check_labelled("test", test, num_classes)
+    for k in ks:
+        check_k(bank, k)
     similarities, neighbours = nearest_neighbours(
-        bank, queries, k, query_block=query_block, bank_block=bank_block
+        bank, queries, max(ks), query_block=query_block, bank_block=bank_block
     )
-    if weighting == "uniform":
-        weights = np.ones_like(similarities)
-    else:
-        # Relative to the nearest, so that no temperature overflows.
-        weights = np.exp((similarities - similarities[:, :1]) / temperature)
-    votes = np.zeros(
-        (len(truth), 1 + max(labels.max(), truth.max())), np.float32
-    )
-    rows = np.arange(len(truth))
-    for voted, weight in zip(labels[neighbours].T, weights.T, strict=True):
-        votes[rows, voted] += weight
-    return float(np.mean(votes.argmax(axis=1) == truth))
+    # Relative to the nearest, so that no temperature overflows.
+    weights = {
+        "uniform": np.ones_like(similarities),
+        "similarity": np.exp(
+            (similarities - similarities[:, :1]) / temperature
+        ),
+    }
+    shape = len(truth), 1 + max(labels.max(), truth.max())
+    rows, found = np.arange(len(truth)), {}
+    for weighting in weightings:
+        votes = np.zeros(shape, np.float32)
+        for i in range(max(ks)):
+            votes[rows, labels[neighbours[:, i]]] += weights[weighting][:, i]
+            if i + 1 in ks:
+                right = votes.argmax(axis=1) == truth
+                found[i + 1, weighting] = float(right.mean())
+    return {(k, w): found[k, w] for k in ks for w in weightings}
 
 
 def nearest_neighbours(bank, queries, k, *, query_block=1024, bank_block=16384):
@@ -103,17 +155,15 @@ def nearest_neighbours(bank, queries, k, *, query_block=1024, bank_block=16384):
             finite.
     """
     check_widths(bank, queries)
-    if not 1 <= k <= len(bank):
-        raise ValueError(
-            "`k` must lie between 1 and the number of bank rows. "
-            f"Received: k={k}, {len(bank)} rows."
-        )
-    query_blocks = [block for _, block in _blocks("test", queries, query_block)]
+    check_k(bank, k)
+    query_blocks = [
+        block for _, block in normalised_blocks("test", queries, query_block)
+    ]
     best = [
         (tf.zeros([len(block), 0]), tf.zeros([len(block), 0], "int64"))
         for block in query_blocks
     ]
-    for start, rows in _blocks("train", bank, bank_block):
+    for start, rows in normalised_blocks("train", bank, bank_block):
         for i, block in enumerate(query_blocks):
             best[i] = _merge(*best[i], block, rows, start, k)
     similarities, indices = zip(*best, strict=True)
@@ -171,7 +221,16 @@ def nearest_others(features, k):
     return np.take_along_axis(indices, last, axis=1)[:, :k]
 
 
-def _blocks(name, features, size):
+def check_k(bank, k):
+    """Raises ValueError if a bank has no `k` rows."""
+    if not 1 <= k <= len(bank):
+        raise ValueError(
+            "`k` must lie between 1 and the number of bank rows. "
+            f"Received: k={k}, {len(bank)} rows."
+        )
+
+
+def normalised_blocks(name, features, size):
     """Yields pairs of a first row and the normalised rows from there on."""
     for start in range(0, len(features), size):
         block = np.array(features[start : start + size], np.float32)

@@ -1,6 +1,7 @@
 """Labels of the evaluation protocols: checks, and small labelled subsets."""
 
 import numpy as np
+from absl import logging
 
 
 def few_labels(labels, per_class, seed=0):
@@ -39,6 +40,100 @@ def few_labels(labels, per_class, seed=0):
             )
         chosen.append(rng.permutation(members)[:per_class])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def label_fraction(labels, fraction, seed=0):
+    """Draws a share of every class, for evaluation from few labels.
+
+    Args:
+        labels: `[N]` integers.
+        fraction: float in (0, 1]. Of each class that share is drawn, rounded.
+        seed: int; other seeds give other subsets.
+
+    Returns:
+        int64 indices into `labels`, ascending.
+
+    Raises:
+        ValueError: if the share of a class is no example.
+
+    Source: Chen et al., "A Simple Framework for Contrastive Learning", ICML
+    2020, section 6.2, whose own draws for ImageNet are published as lists.
+
+    Example:
+
+    >>> label_fraction(np.array([7, 7, 3, 3, 3, 3]), 0.5)
+    array([1, 2, 4])
+    """
+    labels = np.asarray(labels)
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"`fraction` must be in (0, 1]. Received: fraction={fraction}."
+        )
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label, count in zip(
+        *np.unique(labels, return_counts=True), strict=True
+    ):
+        share = round(fraction * count)
+        if not share:
+            raise ValueError(
+                f"A fraction of {fraction:g} of class {label} is no example: "
+                f"it has {count}. Take a larger fraction, or `few_labels`."
+            )
+        members = np.flatnonzero(labels == label)
+        chosen.append(rng.permutation(members)[:share])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def accuracies(predicted, truth):
+    """Top-1 accuracy, and its mean over the classes that occur.
+
+    Args:
+        predicted, truth: `[N]` integer labels.
+
+    Returns:
+        Two floats in [0, 1].
+
+    Example:
+
+    >>> accuracies(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 2]))
+    (0.75, 0.5)
+    """
+    right = np.asarray(predicted) == truth
+    counts = np.bincount(truth)
+    found = np.bincount(truth, right)[counts > 0] / counts[counts > 0]
+    return float(right.mean()), float(found.mean())
+
+
+def check_classes(train, test, names=None):
+    """Checks that what is tested could be learnt.
+
+    Args:
+        train, test: `[N]` and `[M]` integer labels.
+        names: names of the classes by label, or None.
+
+    Raises:
+        ValueError: if a class of `test` is none of `train`. One of `train`
+            that `test` lacks is a warning.
+    """
+
+    def listed(labels):
+        shown = [str(names[i]) if names else str(i) for i in labels[:5]]
+        more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+        return ", ".join(shown) + more
+
+    train, test = np.unique(train), np.unique(test)
+    if len(unknown := np.setdiff1d(test, train)):
+        raise ValueError(
+            "Every class to be tested must have training examples. Received: "
+            f"{len(train)} classes in train, {len(test)} in test; not in "
+            f"train: {listed(unknown)}."
+        )
+    if len(untested := np.setdiff1d(train, test)):
+        logging.warning(
+            "%d of %d classes have no test examples: %s.",
+            *(len(untested), len(train), listed(untested)),
+        )
 
 
 def check_labelled(name, data, num_classes=None):

@@ -11,7 +11,13 @@ from absl import logging
 
 from seed_tf import stateless
 from seed_tf.evaluation.features import feature_function
-from seed_tf.evaluation.labels import check_labelled, check_widths
+from seed_tf.evaluation.labels import (
+    accuracies,
+    check_classes,
+    check_labelled,
+    check_widths,
+    label_fraction,
+)
 from seed_tf.images import check_channels, check_value_range
 from seed_tf.training.optimizer import SGD
 
@@ -22,6 +28,7 @@ class ProbeResult:
 
     Attributes:
         accuracy: float in [0, 1], top-1 on the test set.
+        mean_per_class: float in [0, 1], mean of the classes' own accuracies.
         kernel: `[C, num_classes]` float32.
         bias: `[num_classes]` float32. `features @ kernel + bias` are the
             logits of features as the encoder gives them.
@@ -29,9 +36,14 @@ class ProbeResult:
     """
 
     accuracy: float
+    mean_per_class: float
     kernel: np.ndarray
     bias: np.ndarray
     loss: float
+
+
+class DivergenceError(ValueError):
+    """A training whose loss left the finite numbers."""
 
 
 def linear_probe(
@@ -91,7 +103,8 @@ def linear_probe(
         A `ProbeResult`.
 
     Raises:
-        ValueError: if the training diverges, or the data do not fit.
+        ValueError: if the data do not fit.
+        DivergenceError: a ValueError, if the training diverges.
 
     Source: He et al., "Momentum Contrast", CVPR 2020, section 4.1, which Fang
     et al., ICLR 2021, follow.
@@ -169,7 +182,7 @@ def linear_probe(
         epoch.assign(i)
         loss = float(train_epoch())
         if not math.isfinite(loss):
-            raise ValueError(
+            raise DivergenceError(
                 f"The linear probe diverged: loss {loss} in epoch {i + 1}. "
                 "Lower the learning rate, or set `standardize=True`. Received: "
                 f"learning_rate={learning_rate}, weight_decay={weight_decay}."
@@ -187,21 +200,81 @@ def linear_probe(
     kernel = kernel.value * scale[:, None]
     bias = bias.value - tf.linalg.matvec(kernel, mean, transpose_a=True)
 
-    def accuracy(batches):
-        right, count = 0, 0
-        for examples, labels in batches:
-            logits = tf.matmul(features(examples), kernel) + bias
-            found = tf.argmax(logits, 1) == tf.cast(labels, tf.int64)
-            right += tf.math.count_nonzero(found, dtype=tf.int32)
-            count += tf.size(labels)
-        return right / count
-
+    examples = test.element_spec[0]
+    predict = tf.function(
+        lambda x: tf.argmax(tf.matmul(features(x), kernel) + bias, 1)
+    ).get_concrete_function(
+        tf.TensorSpec([None, *examples.shape[1:]], examples.dtype)
+    )
+    predicted, truth = zip(*((predict(x), y) for x, y in test), strict=True)
+    predicted, truth = map(np.concatenate, (predicted, truth))
+    accuracy, mean_per_class = accuracies(predicted, truth)
     return ProbeResult(
-        accuracy=float(_compile(accuracy, test)()),
+        accuracy=accuracy,
+        mean_per_class=mean_per_class,
         kernel=kernel.numpy(),
         bias=bias.numpy(),
         loss=loss,
     )
+
+
+def choose_learning_rate(
+    train, learning_rates, *, held_out=0.1, seed=0, **options
+):
+    """The rate whose linear probe does best on examples it did not train on.
+
+    The test set has no part in it.
+
+    Args:
+        train: pair of features `[N, C]` and labels `[N]`.
+        learning_rates: floats.
+        held_out: float in (0, 1), share of every class that is kept from
+            training.
+        seed: int, of that choice and of the probes.
+        **options: of `linear_probe`.
+
+    Returns:
+        The best rate, of equals the first; and a dict of all rates to their
+        accuracies in [0, 1], None where the probe diverged.
+
+    Raises:
+        ValueError: if the data do not fit, a class is too small for the share,
+            or every probe diverged.
+
+    Example:
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 3, 300)
+    >>> features = np.eye(3)[labels] + rng.normal(size=(300, 3)) / 4
+    >>> train = features, labels
+    >>> rate, _ = choose_learning_rate(train, [1e-6, 1.0], epochs=5)
+    >>> rate
+    1.0
+    """
+    features, labels = check_labelled("train", train)
+    chosen = np.zeros(len(labels), bool)
+    chosen[label_fraction(labels, held_out, seed)] = True
+    rest = features[~chosen], labels[~chosen]
+    kept = features[chosen], labels[chosen]
+    check_classes(rest[1], kept[1])
+    found = {}
+    for rate in learning_rates:
+        try:
+            probe = linear_probe(
+                rest, kept, learning_rate=rate, seed=seed, **options
+            )
+            found[rate] = probe.accuracy
+        except DivergenceError:
+            found[rate] = None
+    best = max(
+        found, key=lambda rate: -1 if found[rate] is None else found[rate]
+    )
+    if found[best] is None:
+        raise DivergenceError(
+            "The linear probe diverged at every learning rate. Received: "
+            f"learning_rates={list(learning_rates)}."
+        )
+    return best, found
 
 
 def _compile(function, dataset):

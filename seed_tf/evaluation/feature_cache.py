@@ -1,0 +1,197 @@
+"""Features on disk, so that no encoder sees the same images twice."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from seed_tf.encoders import Encoder
+from seed_tf.evaluation.features import batch_embedder, check_finite
+from seed_tf.training.saving import fingerprint
+
+_BLOCK = 16384
+
+
+class FeatureCache:
+    """What encoders make of labelled images, as memory-mapped arrays.
+
+    Features are written batch by batch and never held in memory as a whole.
+    An entry is a folder, named after the fingerprints of encoder and images,
+    with `features.npy`, `labels.npy` and `entry.json`; it gets its name when it
+    is whole, so that a killed process leaves none. One that is damaged is
+    computed anew, with a warning. Entries are never removed: delete the
+    folder, or any entry, to make room.
+
+    Args:
+        folder: str, made if need be; None for a temporary one, which is
+            removed with this object.
+        tell: function of one str, told what is embedded.
+
+    Example:
+
+    >>> images = seed_tf.evaluation.LabelledImages(
+    ...     "digits", "train", image_size=16
+    ... )
+    >>> features, labels = FeatureCache().features(student, images)
+    >>> features.shape, labels.shape
+    ((1297, 4), (1297,))
+    """
+
+    def __init__(self, folder=None, *, tell=logging.info):
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="features_")
+            folder = self._temporary.name
+        self._folder = os.path.abspath(os.path.expanduser(folder))
+        os.makedirs(self._folder, exist_ok=True)
+        self._tell, self._whole = tell, set()
+
+    def features(self, model, images, output="features"):
+        """`embed`, or what an earlier call of it left.
+
+        The embeddings of an `Encoder` are computed from its features.
+
+        Args:
+            model: `Encoder` or keras.Model.
+            images: `LabelledImages`.
+            output: "features" or "embeddings".
+
+        Returns:
+            `[N, C]` float32, a read-only memory map, and labels `[N]` int64.
+
+        Raises:
+            ValueError: as `embed`, or if the images cannot be read.
+            OSError: if the cache cannot be written.
+        """
+        if not hasattr(model, "features") or getattr(model, "head", 0) is None:
+            output = "features"  # it has no others
+        name = "-".join((_encoder_key(model), images.fingerprint, output))
+        path = os.path.join(self._folder, name)
+        entry = self._read(path)
+        if entry is None:
+            if output == "embeddings" and isinstance(model, Encoder):
+                batches = _through_head(model, *self.features(model, images))
+            else:
+                self._tell(f"Embedding {images.dataset} {images.split} ...")
+                embed = batch_embedder(model, output=output)
+                batches = embed(images.load())
+            _write(path, batches)
+            entry = self._read(path)
+        return entry
+
+    def _read(self, path):
+        """The arrays of an entry, None if there is none that is whole."""
+        if not os.path.isdir(path):
+            return None
+        try:
+            with open(os.path.join(path, "entry.json")) as file:
+                sums = json.load(file)
+            arrays = []
+            for name in ("features", "labels"):
+                array = np.load(os.path.join(path, f"{name}.npy"), "r")
+                if path not in self._whole and _checksum(array) != sums[name]:
+                    raise ValueError(f"the checksum of {name}.npy is wrong")
+                arrays.append(array)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            logging.warning(
+                "Cached features in %s are damaged (%s), and computed anew.",
+                *(path, error),
+            )
+            shutil.rmtree(path)
+            return None
+        self._whole.add(path)
+        features, labels = arrays
+        return features, np.array(labels)
+
+
+def _encoder_key(model):
+    """Of weights and what else decides the features."""
+    fixed = {"type": type(model).__name__}
+    if isinstance(model, Encoder):
+        config = model.get_config()
+        fixed |= {key: config[key] for key in ("mean", "std")}
+        fixed["dtype"] = model.backbone.dtype_policy.name
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
+    return f"{fingerprint(model)}{digest.hexdigest()[:4]}"
+
+
+def _through_head(model, features, labels):
+    """Yields embeddings of features, in blocks."""
+    for start in range(0, len(features), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        block = model.head(tf.constant(features[rows]), training=False)
+        block = tf.cast(block, tf.float32).numpy()
+        check_finite(block, "embeddings")
+        yield block, labels[rows]
+
+
+def _write(path, batches):
+    unfinished = tempfile.mkdtemp(".unfinished", "", os.path.dirname(path))
+    try:
+        with (
+            _Rows(os.path.join(unfinished, "features.npy")) as features,
+            _Rows(os.path.join(unfinished, "labels.npy")) as labels,
+        ):
+            for block, block_labels in batches:
+                features.append(np.asarray(block, np.float32))
+                labels.append(np.asarray(block_labels, np.int64))
+        sums = {"features": features.checksum, "labels": labels.checksum}
+        with open(os.path.join(unfinished, "entry.json"), "w") as file:
+            json.dump(sums, file)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.rename(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class _Rows:
+    """Writes an .npy file whose number of rows is known at the end."""
+
+    def __init__(self, path):
+        self._path, self._rows, self._header = path, 0, None
+        self.checksum = 0
+
+    def append(self, block):
+        if self._header is None:
+            self._header = {
+                "descr": np.lib.format.dtype_to_descr(block.dtype),
+                "fortran_order": False,
+                "shape": (0, *block.shape[1:]),
+            }
+            self._write_header()
+        data = block.tobytes()
+        self._file.write(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+        self._rows += len(block)
+
+    def _write_header(self):
+        # NumPy pads it, so that it can be written over with more rows.
+        np.lib.format.write_array_header_1_0(self._file, self._header)
+
+    def __enter__(self):
+        self._file = open(self._path, "wb")
+        return self
+
+    def __exit__(self, *error):
+        with self._file:
+            if error[0] is None:
+                self._header["shape"] = (self._rows, *self._header["shape"][1:])
+                self._file.seek(0)
+                self._write_header()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+
+def _checksum(array):
+    total = 0
+    for start in range(0, len(array), _BLOCK):
+        total = zlib.crc32(array[start : start + _BLOCK].tobytes(), total)
+    return total

@@ -1,0 +1,56 @@
+"""How the usual data sets of transfer learning are split and scored."""
+
+from typing import NamedTuple
+
+
+class Convention(NamedTuple):
+    """What published numbers of a data set mean.
+
+    Attributes:
+        metric: "top-1", or "mean per class", the mean of the classes' own
+            accuracies.
+        train: str, split of TensorFlow Datasets to learn from, validation
+            images included where there are any.
+        test: str, split to test on.
+    """
+
+    metric: str
+    train: str
+    test: str
+
+
+# By name in TensorFlow Datasets. Source: Kornblith, Shlens and Le, "Do Better
+# ImageNet Models Transfer Better?", CVPR 2019, table 1, whose metrics SimCLR
+# (appendix B.8) and others after it report. Their VOC 2007 is multi-label and
+# missing here. Food-101's test images are TFDS's "validation".
+CONVENTIONS = {
+    "birdsnap": Convention("top-1", "train", "test"),
+    "caltech101": Convention("mean per class", "train", "test"),
+    "cars196": Convention("top-1", "train", "test"),
+    "cifar10": Convention("top-1", "train", "test"),
+    "cifar100": Convention("top-1", "train", "test"),
+    "dtd": Convention("top-1", "train+validation", "test"),
+    "fgvc_aircraft": Convention("mean per class", "train+validation", "test"),
+    "food101": Convention("top-1", "train", "validation"),
+    "imagenet2012": Convention("top-1", "train", "validation"),
+    "oxford_flowers102": Convention(
+        "mean per class", "train+validation", "test"
+    ),
+    "oxford_iiit_pet": Convention("mean per class", "train", "test"),
+    "sun397": Convention("top-1", "train", "test"),
+}
+
+
+def convention(dataset):
+    """The `Convention` of a data set; top-1, train and test if unknown.
+
+    Args:
+        dataset: str, a TFDS name, also with config and version.
+
+    Example:
+
+    >>> convention("oxford_iiit_pet:4.0.0").metric
+    'mean per class'
+    """
+    name = dataset.split("/")[0].split(":")[0]
+    return CONVENTIONS.get(name, Convention("top-1", "train", "test"))
