@@ -13,6 +13,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from seed_tf.evaluation import report
+from seed_tf.evaluation.advice import Advice, Target
 
 ROWS = [
     {"encoder": "MoCo v2 <alone>", "k-NN": (78.46, 1.2), "steps": 300},
@@ -241,6 +242,56 @@ class FiguresTest(parameterized.TestCase):
         self.assertEqual(names, list("ACDEFGHIJK"))  # ten, the largest
         with self.assertRaisesRegex(ValueError, "method='umap'"):
             report.embedding_map({"a": features}, labels, method="umap")
+
+    def test_points(self):
+        colours = report.palette(["teacher", "small", "large"])
+        values = {"small": (4.0, 36.3), "large": (11.0, 57.9)}
+        figure = report.points(
+            values,
+            xlabel="millions",
+            ylabel="top-1",
+            logarithmic=True,
+            colours=colours,
+        )
+        (axes,) = figure.axes
+        drawn = [tuple(c.get_offsets()[0]) for c in axes.collections]
+        self.assertEqual(drawn, list(values.values()))
+        for name, dots in zip(values, axes.collections, strict=True):
+            self.assertEqual(
+                to_hex(dots.get_facecolor()[0]).upper(), colours[name].upper()
+            )
+        names = [text.get_text() for text in axes.texts]
+        self.assertEqual(names, ["small", "large"])
+        self.assertEqual(axes.get_xscale(), "log")
+        self.assertEqual(axes.get_xlabel(), "millions")
+
+    def test_target_curve(self):
+        measured = [Target(0.001, 1.0, 0.9), Target(0.1, 50.0, 0.25)]
+        expected = [Target(0.001, 1.0, 0.8), Target(0.1, 200.0, 0.0)]
+        advice = Advice(
+            sample=512,
+            images=9999,
+            queue_size=1024,
+            measured=measured,
+            expected=expected,
+            doubt=1.1,
+            temperature=0.1,
+            reasons=[],
+            warnings=[],
+        )
+        left, right = report.target_curve(advice).axes
+        for axes, values in (
+            (left, ([1.0, 50.0], [1.0, 200.0])),
+            (right, ([90.0, 25.0], [80.0, 0.0])),
+        ):
+            *lines, recommended = axes.lines
+            for line, heights in zip(lines, values, strict=True):
+                np.testing.assert_allclose(line.get_xdata(), [0.001, 0.1])
+                np.testing.assert_allclose(line.get_ydata(), heights)
+            self.assertEqual(set(recommended.get_xdata()), {0.1})
+        labels = [text.get_text() for text in left.get_legend().get_texts()]
+        self.assertIn("512, measured", labels[0])
+        self.assertIn("1,024, about", labels[1])
 
     def test_neighbours(self):
         rng = np.random.default_rng(0)

@@ -1,0 +1,95 @@
+"""What an exported encoder gives, whatever the format."""
+
+import keras
+from keras import ops
+
+from seed_tf.encoders import Encoder
+from seed_tf.images import check_channels
+
+
+@keras.saving.register_keras_serializable(package="seed_tf")
+class Outputs(keras.Model):
+    """An encoder as production calls it: one pass, two named outputs.
+
+    Images `[B, H, W, 3]`, uint8 or float, RGB in [0, 255], become a dict of
+
+    - "embedding": `[B, D]` float32 of length 1, what a search compares;
+    - "features": `[B, C]` float32, pooled, before the projection head: what
+      k-NN and probes are evaluated on.
+
+    Nothing of training is in it: BatchNorm and dropout are in inference mode.
+
+    Args:
+        encoder: an `Encoder`, or any keras.Model of images that gives
+            `[B, C]`. As in `seed_tf.evaluation.embed`, a model without
+            `.features` gives its output for both.
+        **kwargs: what keras.Model takes.
+
+    Attributes:
+        encoder: keras.Model.
+
+    Raises:
+        ValueError: if the encoder is no keras.Model; when called, if images
+            have not three channels or an output is not `[B, C]`.
+
+    Example:
+
+    >>> outputs = Outputs(seed_tf.Encoder("resnet18", stem="cifar"))
+    >>> {k: v.shape for k, v in outputs(np.zeros((4, 32, 32, 3))).items()}
+    {'embedding': TensorShape([4, 128]), 'features': TensorShape([4, 512])}
+    """
+
+    def __init__(self, encoder, **kwargs):
+        if not isinstance(encoder, keras.Model):
+            raise ValueError(
+                "`encoder` must be a seed_tf.Encoder or a keras.Model. "
+                f"Received: encoder={encoder!r}."
+            )
+        # Cast to 16 bits before the encoder's normalisation, images would be
+        # rounded.
+        super().__init__(autocast=False, **kwargs)
+        self.encoder = encoder
+        self.built = True
+
+    def call(self, images):
+        check_channels(images)
+        # Not every keras.Model takes uint8.
+        images = ops.cast(images, "float32")
+        if isinstance(self.encoder, Encoder):
+            features = self.encoder.features(images, training=False)
+            embedding = features
+            if self.encoder.head is not None:
+                embedding = self.encoder.head(features, training=False)
+        else:
+            embedding = self.encoder(images, training=False)
+            features = embedding
+            if hasattr(self.encoder, "features"):
+                features = self.encoder.features(images, training=False)
+        outputs = {"embedding": embedding, "features": features}
+        for name, output in outputs.items():
+            if len(output.shape) != 2:
+                raise ValueError(
+                    f"The model must give {name} [B, C]; seed_tf.Encoder pools "
+                    "those of a backbone. Received: shape "
+                    f"{tuple(output.shape)}."
+                )
+            outputs[name] = ops.cast(output, "float32")
+        outputs["embedding"] = _unit(outputs["embedding"])
+        return outputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        encoder = keras.saving.deserialize_keras_object(config["encoder"])
+        return cls(**{**config, "encoder": encoder})
+
+
+def _unit(x):
+    """Rows of length 1. Zeros stay zeros."""
+    length = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+    return x / ops.maximum(length, 1e-12)
