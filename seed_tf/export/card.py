@@ -1,0 +1,158 @@
+"""The model card beside a SavedModel: README.md and metadata.json."""
+
+import json
+import os
+
+import keras
+import tensorflow as tf
+
+from seed_tf.evaluation.report import table
+from seed_tf.version import __version__
+
+PREPROCESSING = {
+    "files": ["JPEG", "PNG", "WebP"],
+    "orientation": "by EXIF",
+    "transparency": "dropped",
+    "resampling": "bilinear, antialiased, as Pillow's",
+    "crop": "central square",
+    "normalisation": "inside the network; pixels are RGB in [0, 255]",
+}
+# What is shown of a run's flags; metadata.json has all of them.
+_SETTINGS = (
+    *("recipe", "student", "encoder", "teacher", "teacher_fingerprint"),
+    *("dataset", "data_dir", "split", "image_size", "views", "epochs"),
+    *("batch_size", "queue_size", "learning_rate", "weight_decay", "seed"),
+)
+_METRICS = ("loss", "gap", "agreement", "cosine", "knn")
+
+
+def write(folder, facts):
+    """Writes `README.md` and `metadata.json`.
+
+    Args:
+        folder: str, of a SavedModel.
+        facts: JSON dict, see `seed_tf.export.saved_model`.
+    """
+    facts = {
+        "license": None,
+        **facts,
+        "versions": {
+            "seed_tf": __version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+        },
+    }
+    with open(os.path.join(folder, "metadata.json"), "w") as file:
+        json.dump(facts, file, indent=2)
+        file.write("\n")
+    with open(os.path.join(folder, "README.md"), "w") as file:
+        file.write(_readme(facts))
+
+
+def _readme(facts):
+    name, sides = facts["name"], facts["preprocessing"]
+    size = sides["image_size"]
+    parts = [
+        f"# {name}, version {facts['version']}",
+        f"An image encoder of {facts['parameters']:,} parameters: images to "
+        f"embeddings of {facts['widths']['embedding']} numbers, of length 1, "
+        f"and {facts['widths']['features']} features. License: "
+        f"{facts['license'] or 'not stated'}. Exported "
+        f"{facts['created'][:10]} by seed_tf {facts['versions']['seed_tf']}; "
+        f"fingerprint of the weights {facts['fingerprint']}.",
+        "## Use",
+        _USE.format(name=name),
+        _markdown(
+            {
+                "signature": name,
+                "images": _shapes(signature["inputs"]),
+                "gives": _shapes(signature["outputs"]),
+            }
+            for name, signature in facts["signatures"].items()
+        ),
+        "## Preprocessing",
+        f"All in the graph. Files ({', '.join(sides['files'])}) are turned "
+        "upright by EXIF, transparency is dropped, the shorter side is resized "
+        f"to {sides['resize']} pixels (bilinear, antialiased, as Pillow's), "
+        f"and the central {size} x {size} are taken. Pixels sent to "
+        "`serving_default` are resized and cropped likewise, unless they are "
+        f"{size} x {size} already. An image that cannot be decoded is an "
+        "INVALID_ARGUMENT error that names its position in the batch.",
+        "## Training",
+        _training(facts),
+        "## Agreement with Keras",
+        f"On {facts['checked']['images']} image files, compared with "
+        "evaluation's decoder and the Keras model:",
+        _markdown(
+            {
+                "output": name,
+                "largest difference": f"{difference:.2g}",
+                "mean cosine": f"{facts['checked']['mean_cosine'][name]:.7f}",
+            }
+            for name, difference in facts["checked"][
+                "largest_difference"
+            ].items()
+        ),
+        "metadata.json has all of this, and all settings, for programs.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(facts):
+    config, summary = facts.get("config"), facts.get("summary") or {}
+    if not config:
+        return "Not recorded."
+    rows = [
+        {"": key.replace("_", " "), "value": config[key]}
+        for key in _SETTINGS
+        if config.get(key) is not None
+    ]
+    last = summary.get("last", {})
+    rows += [
+        {"": f"{key}, at the end", "value": f"{last[key]:.4g}"}
+        for key in _METRICS
+        if key in last
+    ]
+    if facts["probe"]:
+        rows.append(
+            {
+                "": "linear probe, top-1",
+                "value": f"{100 * facts['probe']['top-1']:.1f} %",
+            }
+        )
+    command = config.get("command")
+    shown = f"```sh\n{command}\n```\n\n" if command else ""
+    return shown + _markdown(rows)
+
+
+def _shapes(tensors):
+    return ", ".join(
+        f"`{name}` {x['dtype']} "
+        f"[{', '.join('?' if n is None else str(n) for n in x['shape'])}]"
+        for name, x in tensors.items()
+    )
+
+
+def _markdown(rows):
+    rows = list(rows)
+    return table(rows, list(rows[0]), fmt="markdown")
+
+
+_USE = """\
+With TensorFlow alone, in this folder:
+
+```python
+import tensorflow as tf
+
+model = tf.saved_model.load(".")
+files = tf.constant([open("image.jpg", "rb").read()])
+embedding = model.signatures["serve_bytes"](images=files)["embedding"]
+```
+
+From TensorFlow Serving, which watches the folder above:
+
+```sh
+curl http://localhost:8501/v1/models/{name}:predict -d '{{"signature_name":
+  "serve_bytes", "instances": [{{"b64": "'$(base64 -w0 image.jpg)'"}}]}}'
+```
+""".strip()

@@ -1,0 +1,111 @@
+"""The EXIF orientation of an image file, read by TensorFlow's operators."""
+
+import tensorflow as tf
+
+_SEGMENTS = 1000  # that are looked at, however many a file claims to have
+_PADDING = 16
+
+
+def orientation(content, kind):
+    """How the pixels of a file are turned.
+
+    Args:
+        content: uint8 `[n]`, the file.
+        kind: int32 scalar, 0 for JPEG, 1 for PNG, 2 for WebP.
+
+    Returns:
+        int64 scalar from 1 to 8; 1 if nothing valid is said.
+    """
+    # So that a segment's header can be read at any place.
+    padded = tf.concat([content, tf.zeros([_PADDING], tf.uint8)], 0)
+    start, end = _exif(padded, kind)
+    return tf.cond(
+        end > start,
+        lambda: _tag(tf.cast(padded[start:end], tf.int64)),
+        lambda: tf.constant(1, tf.int64),
+    )
+
+
+def _exif(padded, kind):
+    """int64 start and end of the TIFF structure; equal if there is none."""
+    size = tf.size(padded, tf.int64) - _PADDING
+
+    # Of the segment whose first 16 bytes are `head`: whether it is EXIF, where
+    # its TIFF begins, relative to it, and how far away the next segment is.
+    def jpeg(head):
+        length = 2 + _number(head[2:4], big=True)
+        exif = (head[1] == 0xE1) & _equal(head[4:], b"Exif\0\0")
+        # Fill bytes may precede a marker. A scan is followed by no segment.
+        step = tf.where(head[1] == 0xFF, tf.ones_like(size), length)
+        stop = (head[0] != 0xFF) | (head[1] == 0xDA)
+        return exif, tf.constant(10, tf.int64), tf.where(stop, size, step)
+
+    def png(head):
+        step = 12 + _number(head[:4], big=True)
+        return _equal(head[4:], b"eXIf"), tf.constant(8, tf.int64), step
+
+    def webp(head):
+        length = _number(head[4:8])
+        # Some writers put JPEG's prefix in front.
+        prefix = 6 * tf.cast(_equal(head[8:], b"Exif\0\0"), tf.int64)
+        step = 8 + length + length % 2
+        return _equal(head, b"EXIF"), 8 + prefix, step
+
+    def look(at, start, end):
+        head = _first(tf.cast(padded[at : at + _PADDING], tf.int64), _PADDING)
+        exif, skip, step = tf.switch_case(
+            kind, [lambda f=f: f(head) for f in (jpeg, png, webp)]
+        )
+        start = tf.where(exif, at + skip, start)
+        end = tf.where(exif, tf.minimum(at + step, size), end)
+        return tf.where(exif, size, at + step), start, end
+
+    begin = tf.gather(tf.constant([2, 8, 12], tf.int64), kind)
+    none = tf.constant(0, tf.int64)
+    _, start, end = tf.while_loop(
+        lambda at, *_: at < size,
+        look,
+        (begin, none, none),
+        maximum_iterations=_SEGMENTS,
+    )
+    return start, end
+
+
+def _tag(tiff):
+    """The orientation in a TIFF structure, int64 bytes; 1 if there is none."""
+    big = _equal(tiff, b"MM")
+
+    def number(fields):
+        return tf.where(big, _number(fields, big=True), _number(fields))
+
+    directory = tiff[number(_first(tiff[4:], 4)) :]
+    entries = directory[2:]
+    entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], [-1, 12])
+    entries = entries[: number(_first(directory, 2))]
+    # The tag, of one number of 16 bits.
+    right = (
+        (number(entries[:, :2]) == 0x0112)
+        & (number(entries[:, 2:4]) == 3)
+        & (number(entries[:, 4:8]) == 1)
+    )
+    values = tf.boolean_mask(number(entries[:, 8:10]), right)
+    value = tf.concat([[1], values], 0)[-1]
+    return tf.where((value >= 1) & (value <= 8), value, 1)
+
+
+def _first(values, count):
+    """The first `count` of int64 values, zeros where there are not as many."""
+    values = values[:count]
+    values = tf.pad(values, [[0, count - tf.size(values)]])
+    return tf.ensure_shape(values, [count])
+
+
+def _equal(values, expected):
+    return tf.reduce_all(_first(values, len(expected)) == list(expected))
+
+
+def _number(fields, big=False):
+    """int64 `[...]` of the unsigned integers in bytes `[..., n]`."""
+    powers = [256**i for i in range(fields.shape[-1])]
+    powers = tf.constant(powers[::-1] if big else powers, tf.int64)
+    return tf.reduce_sum(fields * powers, -1)
