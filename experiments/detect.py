@@ -1,0 +1,129 @@
+"""Tells how good encoders are as the backbones of object detectors.
+
+    python -m experiments.detect --encoder=runs/student \\
+        --encoder=untrained:resnet18 --dataset=voc/2007 \\
+        --train_split=train+validation --test_split=test --output=detection
+
+Each is fine-tuned in a KerasCV RetinaNet and judged by COCO's metrics; prints
+a table, with --output also writes it, and a picture. See docs/detection.md.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from experiments import common
+from seed_tf.datasets.canvas import canvas
+from seed_tf.evaluation import detection
+from seed_tf.evaluation.protocols import load_encoder
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_string(
+    "encoder",
+    None,
+    "A .keras file, run folder or published checkpoint, or a random network: "
+    "'untrained:resnet18'; repeat it for several.",
+)
+flags.mark_flag_as_required("encoder")
+flags.DEFINE_string(
+    "dataset",
+    "canvas",
+    "A TFDS name with boxes, 'voc/2007', 'coco/2017', or 'canvas': digits on "
+    "black squares, made on the spot.",
+)
+flags.DEFINE_string("data_dir", None, "Where the TFDS data lies.")
+flags.DEFINE_boolean("download", False, "Download and prepare the data.")
+flags.DEFINE_string("train_split", "train", "To fine-tune on.")
+flags.DEFINE_string(
+    "test_split", "test", "To test on; of COCO 'validation' has labels."
+)
+flags.DEFINE_integer("image_size", 512, "Pixels, a multiple of 32.", 32)
+flags.DEFINE_float(
+    "smallest_anchor", 32.0, "Pixels; objects much smaller are not found.", 1.0
+)
+flags.DEFINE_integer("steps", 10_000, "Of fine-tuning.", 1)
+flags.DEFINE_integer("batch_size", 16, "Images per step.", 2)
+flags.DEFINE_float(
+    "learning_rate", 0.01, "Peak per 16 images; scaled linearly.", 0.0
+)
+flags.DEFINE_boolean(
+    "frozen_norm",
+    True,
+    "Keep the BatchNorm layers of the backbones as they are. An untrained "
+    "network's always learn.",
+)
+flags.DEFINE_boolean("flip", True, "Mirror images; never those of 'canvas'.")
+flags.DEFINE_integer("seeds", 1, "Detectors of each encoder.", 1)
+flags.DEFINE_string(
+    "output", None, "Folder for results.json, .md, detections.png."
+)
+
+
+def data():
+    """Training and test images with boxes, and the classes' names."""
+    if FLAGS.dataset == "canvas":
+        train, test = (
+            tf.data.Dataset.from_tensor_slices(
+                canvas(split, size, image_size=FLAGS.image_size)
+            )
+            for split, size in (("train", 512), ("test", 200))
+        )
+        return train, test, [str(digit) for digit in range(10)]
+    (train, names), (test, _) = (
+        detection.load_boxes(
+            FLAGS.dataset,
+            split,
+            data_dir=FLAGS.data_dir,
+            image_size=FLAGS.image_size,
+            download=FLAGS.download,
+        )
+        for split in (FLAGS.train_split, FLAGS.test_split)
+    )
+    return train, test, names
+
+
+def main(_):
+    train, test, names = data()
+    encoders = {name: load_encoder(name) for name in FLAGS.encoder}
+    for encoder in encoders.values():  # before any training
+        detection.Pyramid(getattr(encoder, "backbone", encoder))
+    pictures, truth = zip(*test.take(6).as_numpy_iterator(), strict=True)
+    pictures = np.stack(pictures)
+    drawn = {"truth": {k: [t[k] for t in truth] for k in truth[0]}}
+    scores = {}
+    for name, encoder in encoders.items():
+        untrained = name.startswith("untrained:")
+        for seed in range(FLAGS.seeds):
+            print(f"\n{name}, seed {seed}", flush=True)
+            if untrained:
+                encoder = load_encoder(name, seed)
+            keras.utils.set_random_seed(seed)
+            model = detection.detector(
+                encoder,
+                len(names),
+                smallest_anchor=FLAGS.smallest_anchor,
+                frozen_norm=FLAGS.frozen_norm and not untrained,
+            )
+            detection.fine_tune_detector(
+                model,
+                train,
+                steps=FLAGS.steps,
+                batch_size=FLAGS.batch_size,
+                learning_rate=FLAGS.learning_rate,
+                flip=FLAGS.flip and FLAGS.dataset != "canvas",
+                seed=seed,
+                tell=lambda text: print(text, flush=True),
+            )
+            metrics = detection.evaluate_detector(model, test)
+            scores.setdefault(name, []).append(metrics)
+            drawn.setdefault(name, detection.detect(model, pictures))
+    if FLAGS.output:
+        detection.write_results(
+            FLAGS.output, scores, pictures, drawn, names=names
+        )
+    print(f"\nCOCO's average precision, %\n\n{detection.table(scores)}")
+
+
+if __name__ == "__main__":
+    common.run(main)
