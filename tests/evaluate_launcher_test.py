@@ -10,14 +10,19 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 from PIL import Image
+from run_helpers import import_launcher
 
 import seed_tf
-from experiments import evaluate as launcher
 from seed_tf import evaluation
 from seed_tf.evaluation import protocols, transfer
 from seed_tf.evaluation.labelled_images import LabelledImages
 
 FLAGS = flags.FLAGS
+
+
+def setUpModule():
+    global launcher
+    launcher = import_launcher("experiments.evaluate")
 
 
 def tiny_encoder(seed=0):

@@ -11,8 +11,12 @@ import tensorflow as tf
 from absl.testing import absltest, flagsaver
 from export_test import SIZE, encoded, temporary_folder, tiny_encoder
 from PIL import Image
+from run_helpers import import_launcher
 
-from experiments import export as launcher
+
+def setUpModule():
+    global launcher
+    launcher = import_launcher("experiments.export")
 
 
 class LauncherTest(absltest.TestCase):

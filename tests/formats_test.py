@@ -12,9 +12,9 @@ import tensorflow as tf
 from absl.testing import absltest, flagsaver, parameterized
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
+from run_helpers import import_launcher
 
 import seed_tf
-from benchmarks import formats
 from seed_tf.export import checking
 from seed_tf.export.litert import PRECISIONS, litert
 from seed_tf.export.onnx import onnx
@@ -24,6 +24,8 @@ SIZE = 16
 
 
 def setUpModule():
+    global formats
+    formats = import_launcher("benchmarks.formats")
     keras.utils.set_random_seed(0)
 
 

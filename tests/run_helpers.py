@@ -1,15 +1,32 @@
 """What tests of whole runs share."""
 
+import importlib
 import os
 import pathlib
 import socket
+import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import flags
 from PIL import Image
 
 import seed_tf
+
+
+def import_launcher(name):
+    """Imports a module that defines flags, in place of others before it.
+
+    absl's flags are the process's, and no two modules can define one twice.
+    """
+    for flag in list(flags.FLAGS):
+        module = flags.FLAGS.find_module_defining_flag(flag, "")
+        if module.startswith(("experiments.", "benchmarks.")):
+            sys.modules.pop(module, None)
+            if flag in flags.FLAGS:  # an alias goes with its flag
+                delattr(flags.FLAGS, flag)
+    return importlib.import_module(name)
 
 
 def pictures(folder, count, size=20):

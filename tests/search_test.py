@@ -972,17 +972,18 @@ class LauncherTest(Folder):
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            # Where the tests run in the background it is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        self.addCleanup(process.kill)
         with process:
             url = process.stdout.readline().split()[0]
             data = (self.photos / "4.jpg").read_bytes()
             with urllib.request.urlopen(f"{url}api/search", data) as answer:
                 found = json.load(answer)
             process.send_signal(signal.SIGINT)
-            printed = process.stdout.read()
+            printed, _ = process.communicate(timeout=60)
         self.assertEqual(found["neighbours"][0]["path"], "4.jpg")
-        # Traced before the port was opened.
-        self.assertLess(found["milliseconds"]["embed"], 500)
         self.assertEqual(printed, "\nStopped.\n")
         self.assertEqual(process.returncode, 0)
 
