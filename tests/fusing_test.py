@@ -1,0 +1,218 @@
+"""Tests of fused training kernels, against float64 and NumPy."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+from seed_tf.encoders import fuse
+from seed_tf.encoders.fusing import _KERNELS
+
+
+def train_step(layer, x, upstream):
+    """Outputs and gradients as NumPy: of x, then of the trainable weights."""
+    x = tf.constant(x, layer.compute_dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+        total = tf.reduce_sum(tf.cast(y, upstream.dtype) * upstream)
+    gradients = tape.gradient(total, [x, *layer.trainable_weights])
+    return [np.array(tf.cast(v, "float64")) for v in (y, *gradients)]
+
+
+def operations(function, *args):
+    """Types of all operations in the graph of a function and what it calls."""
+    graph = tf.function(function).get_concrete_function(*args).graph
+    nodes = list(graph.as_graph_def().node)
+    for inner in graph.as_graph_def().library.function:
+        nodes += inner.node_def
+    return [node.op for node in nodes]
+
+
+def compiled_by_xla(function, *args):
+    graph = tf.function(function).get_concrete_function(*args).graph
+    return "_XlaMustCompile" in str(graph.as_graph_def())
+
+
+class BatchNormTest(parameterized.TestCase):
+    def pair(self, dtype="float32", rank=4, **options):
+        """A fused layer within a model, and a plain one in float64."""
+        rng = np.random.default_rng(0)
+        layers = [
+            keras.layers.BatchNormalization(dtype=x, **options)
+            for x in (dtype, "float64")
+        ]
+        for layer in layers:
+            layer.build((None,) * (rank - 1) + (5,))
+        weights = [
+            rng.uniform(0.5, 1.5, w.shape).astype("float32")
+            for w in layers[0].weights
+        ]
+        for layer in layers:
+            layer.set_weights(weights)
+        fuse(keras.Sequential([layers[0]]))
+        return layers
+
+    @parameterized.parameters(
+        ((8, 6, 6, 5), {}),
+        ((8, 6, 6, 5), {"momentum": 0.9, "epsilon": 1e-5}),
+        ((8, 6, 6, 5), {"center": False}),
+        ((8, 6, 6, 5), {"scale": False, "axis": 3}),
+        ((2, 1, 1, 5), {}),
+        ((1, 1, 1, 5), {}),
+        ((8, 5), {}),
+    )
+    def test_outputs_gradients_and_statistics_are_keras_own(
+        self, shape, options
+    ):
+        fused, plain = self.pair(rank=len(shape), **options)
+        rng = np.random.default_rng(1)
+        for _ in range(2):
+            x = rng.normal(3.0, 2.0, shape).astype("float32")
+            upstream = rng.normal(size=shape)
+            values = train_step(fused, x, upstream)
+            expected = train_step(plain, x, upstream)
+            for a, b in zip(values, expected, strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+            for a, b in zip(fused.weights, plain.weights, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=a.name)
+
+    def test_in_16_bits_statistics_have_32(self):
+        fused, plain = self.pair("mixed_bfloat16")
+        x = np.random.default_rng(1).normal(3.0, 2.0, (64, 8, 8, 5))
+        x = np.array(tf.cast(tf.cast(x, "bfloat16"), "float32"))
+        values = train_step(fused, x, np.ones(x.shape))
+        expected = train_step(plain, x, np.ones(x.shape))
+        np.testing.assert_allclose(values[0], expected[0], atol=2e-2)
+        for a, b in zip(fused.weights, plain.weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=a.name)
+
+    def test_one_kernel_in_training(self):
+        fused, _ = self.pair()
+        plain = keras.layers.BatchNormalization()
+        x = tf.zeros((2, 4, 4, 5))
+        for training, expected in ((True, True), (False, False)):
+            found = operations(lambda x, t=training: fused(x, training=t), x)
+            self.assertEqual("FusedBatchNormV3" in found, expected)
+            found = operations(lambda x, t=training: plain(x, training=t), x)
+            self.assertNotIn("FusedBatchNormV3", found)
+
+    def test_others_run_as_before(self):
+        class Mine(keras.layers.BatchNormalization):
+            def call(self, inputs, training=None, mask=None):
+                return inputs + 1
+
+        x = tf.random.stateless_normal((8, 5, 4, 4), (0, 0))
+        frozen = keras.layers.BatchNormalization(momentum=0.5)
+        frozen.trainable = False
+        for layer in (
+            Mine(),
+            keras.layers.BatchNormalization(axis=1),
+            keras.layers.BatchNormalization(synchronized=True),
+            keras.layers.BatchNormalization(dtype="float64"),
+            frozen,
+        ):
+            copy = type(layer).from_config(layer.get_config())
+            copy.trainable = layer.trainable
+            fuse(keras.Sequential([layer]))
+            found = operations(lambda x, f=layer: f(x, training=True), x)
+            self.assertNotIn("FusedBatchNormV3", found)
+            np.testing.assert_array_equal(
+                layer(x, training=True), copy(x, training=True)
+            )
+        masked, plain = self.pair()
+        x = np.random.default_rng(0).normal(size=(4, 3, 2, 5))
+        mask = np.arange(24).reshape(4, 3, 2) % 3 > 0
+        np.testing.assert_allclose(
+            masked(x, training=True, mask=mask),
+            plain(x, training=True, mask=mask),
+            atol=1e-5,
+        )
+
+    def test_synchronised_afterwards(self):
+        layer, _ = self.pair()
+        layer.synchronized = True
+        found = operations(
+            lambda x: layer(x, training=True), tf.zeros((2, 4, 4, 5))
+        )
+        self.assertNotIn("FusedBatchNormV3", found)
+
+
+class ActivationTest(parameterized.TestCase):
+    @parameterized.parameters("hard_silu", "silu")
+    def test_value_and_derivative(self, name):
+        layer = keras.layers.Activation(name)
+        fuse(keras.Sequential([layer]))
+        x = np.linspace(-9, 9, 4 * 37).astype("float32").reshape(4, 1, 1, 37)
+        upstream = np.random.default_rng(0).normal(size=x.shape)
+        y, gradient = train_step(layer, x, upstream)
+        wide = x.astype("float64")
+        if name == "silu":
+            gate = 1 / (1 + np.exp(-wide))
+            expected = wide * gate, gate * (1 + wide * (1 - gate))
+        else:
+            gate = np.clip(wide / 6 + 0.5, 0, 1)
+            slope = np.where(abs(wide) < 3, wide / 6, 0)
+            expected = wide * gate, gate + slope
+        np.testing.assert_allclose(y, expected[0], atol=1e-5)
+        np.testing.assert_allclose(gradient, expected[1] * upstream, atol=1e-5)
+
+    def test_compiled_in_training_alone(self):
+        layer = keras.layers.Activation("silu")
+        fuse(keras.Sequential([layer]))
+        x = tf.zeros((2, 4, 4, 5))
+        self.assertTrue(compiled_by_xla(lambda x: layer(x, training=True), x))
+        # What is exported must run where there is no XLA.
+        self.assertFalse(compiled_by_xla(lambda x: layer(x), x))
+        for other in ("relu", "softmax"):
+            layer = keras.layers.Activation(other)
+            self.assertNotIn(layer.activation, _KERNELS)
+            fuse(keras.Sequential([layer]))
+            self.assertFalse(
+                compiled_by_xla(lambda x, f=layer: f(x, training=True), x)
+            )
+
+    def test_within_a_compiled_step(self):
+        layer = keras.layers.Activation("hard_silu")
+        fuse(keras.Sequential([layer]))
+        x = tf.random.stateless_normal((2, 4, 4, 5), (0, 0))
+        compiled = tf.function(
+            lambda x: layer(x, training=True), jit_compile=True
+        )
+        np.testing.assert_allclose(
+            compiled(x), keras.activations.hard_silu(x), atol=1e-6
+        )
+
+
+class ModelTest(absltest.TestCase):
+    def test_the_file_is_that_of_a_plain_model(self):
+        def build():
+            return keras.Sequential(
+                [
+                    keras.Input((6, 6, 3)),
+                    keras.layers.Conv2D(4, 3),
+                    keras.layers.BatchNormalization(),
+                    keras.layers.Activation("silu"),
+                ],
+                name="net",
+            )
+
+        plain, fused = build(), build()
+        keras.backend.clear_session()
+        fuse(fused)
+        path = self.create_tempfile("net.keras").full_path
+        fused.save(path)
+        loaded = keras.models.load_model(path)
+        x = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
+        np.testing.assert_array_equal(loaded(x), fused(x))
+        for a, b, c in zip(
+            plain.layers, fused.layers, loaded.layers, strict=True
+        ):
+            self.assertIs(type(a), type(b))
+            self.assertIs(type(a), type(c))
+            self.assertEqual(set(a.get_config()), set(b.get_config()), a.name)
+            self.assertNotIn("call", vars(c))
+
+
+if __name__ == "__main__":
+    absltest.main()
