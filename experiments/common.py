@@ -142,9 +142,10 @@ def define_training_flags():
     flags.DEFINE_float("weight_decay", 1e-4, "Coupled, on every weight.", 0.0)
     flags.DEFINE_enum(
         "precision",
-        "float32",
-        ["float32", "mixed_bfloat16", "mixed_float16"],
-        "Arithmetic of the networks; losses are float32 always.",
+        "auto",
+        ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
+        "Arithmetic of the trained network, by default the fastest here; "
+        "weights and losses are float32 always.",
     )
     flags.DEFINE_string("output", None, "Folder for all that the run leaves.")
     require("output")
@@ -275,21 +276,31 @@ def list_recipes():
         for name in recipes.names()
         if recipes.get(name).note
     )
+    elsewhere = "\n".join(
+        f"{row}: {how}" for row, how in recipes.ELSEWHERE.items()
+    )
     return (
         f"{report.table(rows, list(rows[0]))}\n\n{notes}\n\n"
         "The paper's linear probes on ImageNet (top-1, top-5), and its top-1 "
         "with 1 % and 10 %\nof the labels; – where no source confirms a "
         "number. None of them was run here.\nmocov2_... are run by "
         "experiments.pretrain, all others by experiments.distill."
+        f"\n\nOther rows of the paper:\n{elsewhere}"
     )
+
+
+def whole_size():
+    """Pixels of images that come whole: room for the views to crop from."""
+    return round(FLAGS.image_size * 8 / 7)  # as 256 is to 224
 
 
 class Data:
     """The images that the flags name, and what is kept of them."""
 
-    def __init__(self, views, num_views):
+    def __init__(self, views, num_views, view_cache=None):
         self._corrupt = {}
         self._views, self._num_views = views, num_views
+        self._view_cache = view_cache
         self.held_out = FLAGS.held_out
         if self.held_out is None:
             images = self._load(FLAGS.split, batch_size=1, shuffle=False)
@@ -326,11 +337,11 @@ class Data:
         """Batches of all epochs, from a step on."""
         return self._load(
             FLAGS.split,
-            # Room for the views to crop from, as 256 is to 224.
-            image_size=round(FLAGS.image_size * 8 / 7),
+            image_size=whole_size(),
             seed=FLAGS.seed,
             views=self._views,
             num_views=self._num_views,
+            view_cache=self._view_cache,
             epochs=FLAGS.epochs,
             first_step=first_step,
             shard=shard,
@@ -363,7 +374,7 @@ class Data:
             self._load,
             split,
             image_size=FLAGS.image_size,
-            resize=round(FLAGS.image_size * 8 / 7),
+            resize=whole_size(),
             shuffle=False,
             **kwargs,
         )
@@ -372,14 +383,21 @@ class Data:
         return load()
 
 
-def train(build, *, num_views=1):
+def train(build, trained, *, num_views=1, view_cache=None):
     """Does what the launchers share: data, devices, model, run, report.
 
     Args:
+        trained: str, name of the backbone that is trained.
         build: function of views to (model, the encoder that it trains, its
             teacher or None), called where its variables belong.
         num_views: int, views of each image in a step.
+        view_cache: `seed_tf.view_cache.ViewCache` to train from, or None.
     """
+    if FLAGS.precision == "auto":
+        # Resolved before it is noted: a run goes on as it began.
+        FLAGS.precision = seed_tf.precision.of_student(
+            trained, FLAGS.image_size
+        )
     config = {"launcher": launcher(), "command": command()} | {
         flag.name: flag.value
         for flag in FLAGS.get_key_flags_for_module("__main__")
@@ -395,7 +413,7 @@ def train(build, *, num_views=1):
     keras.utils.set_random_seed(FLAGS.seed)
     keras.mixed_precision.set_global_policy(FLAGS.precision)
     views = recipes.VIEWS[FLAGS.views](FLAGS.image_size, flip=FLAGS.flip)
-    data = Data(views, num_views)
+    data = Data(views, num_views, view_cache)
     with strategy.scope():
         model, encoder, teacher = build(views)
         if FLAGS.sync_batch_norm:

@@ -5,11 +5,14 @@
         --output=runs/student
 """
 
+import functools
+
 from absl import flags, logging
 
 import seed_tf
 from experiments import common
 from seed_tf import recipes
+from seed_tf.view_cache import ViewCache
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -44,13 +47,22 @@ flags.DEFINE_boolean(
     True,
     "Whether teacher and student see one view of an image, or each its own.",
 )
+flags.DEFINE_string(
+    "view_cache",
+    None,
+    "Folder that experiments.cache has made with this teacher, of these images "
+    "and views: the step then does without the teacher. See "
+    "docs/view_cache.md.",
+)
 common.define_training_flags()
 common.require("teacher")
 flags.adopt_module_key_flags(common)
 
 
-def build(views):
+def build(views, view_cache=None):
     teacher = seed_tf.checkpoints.load_teacher(FLAGS.teacher)
+    if view_cache:
+        view_cache.check_teacher(teacher)
     if FLAGS.recipe:
         # No error: all else of a recipe may be overridden, too.
         other = recipes.difference(teacher, recipes.get(FLAGS.recipe).teacher)
@@ -68,7 +80,13 @@ def build(views):
 
 def main(_):
     common.use_recipe()
-    common.train(build, num_views=1 if FLAGS.same_view else 2)
+    cache = FLAGS.view_cache and ViewCache(FLAGS.view_cache)
+    common.train(
+        functools.partial(build, view_cache=cache),
+        FLAGS.student,
+        num_views=1 if FLAGS.same_view else 2,
+        view_cache=cache,
+    )
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from seed_tf import (
     evaluation,
     export,
     losses,
+    precision,
     recipes,
     search,
     stateless,
     training,
+    view_cache,
     views,
 )
 from seed_tf.embedding_queue import EmbeddingQueue
@@ -35,9 +37,11 @@ __all__ = [
     "evaluation",
     "export",
     "losses",
+    "precision",
     "recipes",
     "search",
     "stateless",
     "training",
+    "view_cache",
     "views",
 ]

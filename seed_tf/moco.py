@@ -6,6 +6,7 @@ from keras import ops
 
 from seed_tf import losses, stateless
 from seed_tf.embedding_queue import EmbeddingQueue
+from seed_tf.encoders.fusing import fuse
 from seed_tf.two_tower import (
     TwoTower,
     cosine,
@@ -92,6 +93,8 @@ class MoCo(TwoTower):
         self.momentum_encoder = _copy(encoder)
         dry_run(self.momentum_encoder, "encoder", samples)
         self.momentum_encoder.set_weights(encoder.get_weights())
+        fuse(encoder)
+        fuse(self.momentum_encoder)
         self.queue_size = queue_size
         self.temperature = temperature
         self.momentum = momentum

@@ -6,8 +6,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import losses
+from seed_tf import losses, precision
 from seed_tf.embedding_queue import EmbeddingQueue
+from seed_tf.encoders.frozen import Frozen
+from seed_tf.encoders.fusing import fuse
 from seed_tf.two_tower import (
     TwoTower,
     cosine,
@@ -33,6 +35,9 @@ class SEED(TwoTower):
     their own (`small_queue`) that takes one small view of each image; the two
     losses count equally.
 
+    Batches of `datasets.load(..., view_cache=...)` bring the teacher's
+    embeddings of their views along, and the teacher is not called.
+
     Args:
         student: keras.Model, images `[B, H, W, 3]` float32 in [0, 255] ->
             embeddings `[B, D]`. Trained.
@@ -47,6 +52,9 @@ class SEED(TwoTower):
             `losses.similarity_distillation`.
         same_view: bool, whether both towers see one view of an image, as in
             the paper, or each its own; not for multi-crop.
+        teacher_precision: "float32", "bfloat16", or None for what
+            `seed_tf.precision.of_teacher` says, for the copy of the teacher
+            that gives the targets, see `seed_tf.encoders.Frozen`.
         seed: int. Views and dropout are functions of it and the step.
 
     Logged at every step: "loss", the cross-entropy; "gap", the loss less the
@@ -83,11 +91,17 @@ class SEED(TwoTower):
         teacher_temperature=0.01,
         objective=None,
         same_view=True,
+        teacher_precision=None,
         seed=0,
         name="seed",
     ):
         losses.check_temperature("student_temperature", student_temperature)
         losses.check_temperature("teacher_temperature", teacher_temperature)
+        if teacher_precision not in ("float32", "bfloat16", None):
+            raise ValueError(
+                '`teacher_precision` must be "float32", "bfloat16" or None. '
+                f"Received: teacher_precision={teacher_precision!r}."
+            )
         super().__init__(views=views, seed=seed, name=name)
         samples = self.augment(noise_images(), self.step.value)
         dim = dry_run(student, "student", samples)
@@ -106,6 +120,12 @@ class SEED(TwoTower):
             raise ValueError("`student` and `teacher` are the same model.")
         self.student, self.teacher = student, teacher
         self.teacher.trainable = False
+        self.teacher_precision = teacher_precision
+        self._frozen = Frozen(
+            teacher,
+            teacher_precision or precision.of_teacher(teacher_temperature),
+        )
+        fuse(student)
         self.queue_size = queue_size
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
@@ -120,6 +140,14 @@ class SEED(TwoTower):
         _, measured = self._distil(samples, self._targets(samples))
         self.track("loss", *measured, "queue_filled", "gradient_norm")
         self.built = True
+
+    def make_train_function(self, force=False):
+        self._frozen.update()  # the teacher's weights may be other ones now
+        super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        self._frozen.update()
+        super().make_test_function(force)
 
     def call(self, images, training=False):
         # Float32 as in training: not every keras.Model takes uint8.
@@ -164,6 +192,9 @@ class SEED(TwoTower):
         return self.log(loss=loss, **health)
 
     def _views_and_targets(self, images, step):
+        if isinstance(images, dict):
+            views = self.augment(images, step)
+            return views, self._cached_targets(images["embeddings"])
         views = seen = self.augment(images, step)
         if not self.same_view:
             seen = self.augment(images, step, stream=1)
@@ -171,7 +202,33 @@ class SEED(TwoTower):
 
     def _targets(self, views):
         """The teacher's embeddings of each size of view, without gradient."""
-        return [embed(self.teacher, v, training=False) for v in views]
+        return [losses.normalise(self._frozen(view)) for view in views]
+
+    def _cached_targets(self, embeddings):
+        """The same, stored: float16 `[B, n, D]`, full-size view first."""
+        if not self.same_view:
+            raise ValueError(
+                "`same_view=False` needs another view for the teacher, and a "
+                "view cache holds what it makes of the student's own. Train "
+                "with `same_view=True`, or without the cache."
+            )
+        dim = self.queue.dim
+        if embeddings.shape[2] != dim or (embeddings.shape[1] > 1) != (
+            self.small_queue is not None
+        ):
+            raise ValueError(
+                f"Expected embeddings [B, n, {dim}], n more than 1 for "
+                "multi-crop views only. Received: "
+                f"shape {tuple(embeddings.shape)}. The view cache is of "
+                "another teacher or of other views."
+            )
+        rows = losses.normalise(ops.cast(embeddings, "float32"))
+        targets = [rows[:, 0]]
+        if self.small_queue is not None:
+            # One small view of all images after the other, as `MultiCrop`.
+            small = ops.transpose(rows[:, 1:], (1, 0, 2))
+            targets.append(ops.reshape(small, (-1, dim)))
+        return targets
 
     def _distil(self, views, targets, training=False):
         """The paper's loss, summed over the sizes of views."""
@@ -217,4 +274,5 @@ class SEED(TwoTower):
             "teacher_temperature": self.teacher_temperature,
             "objective": serialize(self.objective),
             "same_view": self.same_view,
+            "teacher_precision": self.teacher_precision,
         }

@@ -63,7 +63,8 @@ class TwoTower(keras.Model):
         Args:
             images: `[B, H, W, 3]` uint8 or float in [0, 255]; or the crops
                 with which the views begin, from `datasets.load(views=...)`:
-                `[B, n, s, s, 3]`, for multi-crop a pair of such.
+                `[B, n, s, s, 3]`, for multi-crop a pair of such. Or a batch of
+                a view cache, a dict of either and of the views' keys.
             step: scalar int64 from which, with `seed`, randomness derives.
             stream: int; other streams give other views of the same images.
                 Of crops, it is which of the n.
@@ -72,6 +73,14 @@ class TwoTower(keras.Model):
             `[n * B, s, s, 3]` float32 tensors, the first view of every image
             first; n is 1 but for multi-crop's small views.
         """
+        keys = None
+        if isinstance(images, dict):
+            images, keys = images["images"], images["keys"]
+            if not self._views_take_seeds:
+                raise ValueError(
+                    "A view cache needs views that are made from `seeds`, such "
+                    f"as those of seed_tf.views. Received: {self.views!r}."
+                )
         parts, options = tf.nest.flatten(images), {}
         if len(parts[0].shape) == 5:
             crops = getattr(self.views, "crops", [])
@@ -91,11 +100,14 @@ class TwoTower(keras.Model):
         else:
             check_channels(images)
         if self._views_take_seeds:
-            batch = ops.shape(parts[0])[0]
-            replica = tf.distribute.get_replica_context()
-            index = replica.replica_id_in_sync_group if replica else 0
-            seeds = stateless.image_seeds(self.seed, step, batch, index * batch)
-            options["seeds"] = stateless.fold_in(seeds, stream)
+            if keys is None:
+                batch = ops.shape(parts[0])[0]
+                replica = tf.distribute.get_replica_context()
+                index = replica.replica_id_in_sync_group if replica else 0
+                keys = stateless.image_seeds(
+                    self.seed, step, batch, index * batch
+                )
+            options["seeds"] = stateless.fold_in(keys, stream)
         views = self.views(images, **options)
         return list(views) if isinstance(views, (list, tuple)) else [views]
 
@@ -512,6 +524,8 @@ def _check_value_range(x):
 
         def images(element):
             first = keras.utils.unpack_x_y_sample_weight(element)[0]
+            if isinstance(first, dict):  # of a view cache
+                first = first["images"]
             return tf.nest.flatten(first)[0]
 
         if not getattr(images(x.element_spec), "dtype", tf.uint8).is_floating:

@@ -299,7 +299,7 @@ class FilesTest(parameterized.TestCase):
             model = encoder()
         finally:
             keras.mixed_precision.set_dtype_policy(before)
-        copy = checking.in_float32(model)
+        copy = seed_tf.precision.in_float32(model)
         self.assertEqual(model.backbone.layers[1].compute_dtype, policy[6:])
         self.assertEqual(copy.backbone.layers[1].compute_dtype, "float32")
         path = os.path.join(self.create_tempdir().full_path, "a.tflite")
@@ -307,7 +307,7 @@ class FilesTest(parameterized.TestCase):
         self.assertLess(result.largest_difference["embedding"], 1e-5)
         plain = encoder()
         plain.set_weights(model.get_weights())
-        self.assertIs(checking.in_float32(plain), plain)
+        self.assertIs(seed_tf.precision.in_float32(plain), plain)
         given = Interpreter(path).get_signature_runner()(images=pictures(3))
         np.testing.assert_allclose(
             given["features"], plain.features(pictures(3)), atol=1e-5

@@ -426,7 +426,13 @@ class SmallPatchesTest(absltest.TestCase):
             seed_tf.views.small_patches(6),
             num_small=3,
         )
-        model = seed_tf.SEED(student, teacher, views=views, queue_size=20)
+        model = seed_tf.SEED(
+            student,
+            teacher,
+            views=views,
+            queue_size=20,
+            teacher_precision="float32",
+        )
         model.compile(seed_tf.training.SGD(0.0))
         images = random_images(8, size=16)
         big, small = model.augment(images, 0)

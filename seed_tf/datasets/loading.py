@@ -1,5 +1,6 @@
 """One function from the name of a data set to batches of images."""
 
+import hashlib
 import os
 
 import tensorflow as tf
@@ -31,6 +32,7 @@ def load(
     subset="train",
     download=False,
     corrupt=None,
+    view_cache=None,
 ):
     """Batches of square RGB images, with their labels if wanted.
 
@@ -85,6 +87,10 @@ def load(
         download: bool, let TFDS download and prepare what is missing.
         corrupt: `CorruptFiles` to report to; None for one that stops the
             pipeline at more than 1 %.
+        view_cache: None, or a `seed_tf.view_cache.ViewCache` of these images
+            and views. Views are then its own, not the step's: every epoch
+            another one of each image, through all before one is repeated,
+            from where `seed` says.
 
     Returns:
         A `tf.data.Dataset` of known cardinality, `epochs * steps_per_epoch -
@@ -93,12 +99,16 @@ def load(
         s the view's size; of `MultiCrop` pairs of the large crops
         `[B, n, s, s, 3]` and the small ones `[B, n * num_small, s, s, 3]`,
         without labels in a tuple of one. Without `drop_remainder`, B is
-        smaller where an epoch ends or a file is bad.
+        smaller where an epoch ends or a file is bad. With `view_cache`,
+        images are a dict: "images", these; "keys" uint32 `[B, 2]`, of the
+        views; and "embeddings" float16 `[B, n, D]`, the teacher's, see
+        `ViewCache`.
 
     Raises:
         ValueError: if the data are missing, unreadable or empty, the split is
-            unknown, there are no labels, a single batch cannot be filled, or
-            an argument is out of range.
+            unknown, there are no labels, a single batch cannot be filled, an
+            argument is out of range, or the view cache is of other images or
+            views.
 
     Example:
 
@@ -121,6 +131,13 @@ def load(
             raise ValueError(
                 f"`{argument}` must be positive. Received: {argument}={value}."
             )
+    if view_cache and num_views > 1:
+        raise ValueError(
+            "`view_cache` holds what a teacher makes of the very view that the "
+            "student sees: both see one view, `num_views=1`. Received: "
+            f"num_views={num_views}. Leave out --same_view=False, or "
+            "--view_cache."
+        )
     data_dir = data_dir and os.path.expanduser(data_dir)
     source = memory = None
     if name == "digits":
@@ -150,12 +167,31 @@ def load(
     )
     corrupt = corrupt or CorruptFiles()
     corrupt.size = order.total
+    keys, accompany = pipeline.live_keys(seed, order.rows, num_views), None
+    if view_cache:
+        keys, num_views = pipeline.given_keys, view_cache.views_per_batch
+
+        def accompany(step, index):
+            epoch = step // order.steps_per_epoch
+            return view_cache.accompany(seed, epoch, index)
+
+    decoder = None
+    if not memory:
+        decoder = pipeline.crops(views, keys, num_views)
+    if view_cache:
+        view_cache.check_views(
+            views, None if decoder else {"size": image_size, "of": resize}
+        )
+        view_cache.check_images(
+            (name, split, data_dir),
+            order.total,
+            source.fingerprint if source else lambda: _fingerprint(memory),
+        )
     if memory:
-        batches = pipeline.in_memory(memory, order)
+        batches = pipeline.in_memory(memory, order, accompany)
     else:
-        decoder = pipeline.crops(views, num_views, seed, order.rows)
         decoder = decoder or pipeline.squares(image_size, resize)
-        batches = pipeline.decoded(source, order, decoder, corrupt)
+        batches = pipeline.decoded(source, order, decoder, corrupt, accompany)
 
     def element(images, numbers):
         if labels:
@@ -217,6 +253,13 @@ def _order(
             f"Received: first_step={first_step}."
         )
     return order
+
+
+def _fingerprint(arrays):
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _centre(arrays, size):

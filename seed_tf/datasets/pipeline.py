@@ -18,8 +18,9 @@ class Decoder(NamedTuple):
     """What is made of an image file.
 
     Attributes:
-        draws: function of a step to a tuple of float32 `[b, ...]`, random
-            numbers for each image of the worker's rows.
+        draws: function of a step, and of what goes along with the images, to
+            a tuple of float32 `[b, ...]`, random numbers for each image of
+            the worker's rows.
         decode: Python function of a file's bytes and one image's random
             numbers to a list of uint8 arrays.
         shapes: list of their shapes.
@@ -33,20 +34,21 @@ class Decoder(NamedTuple):
 def squares(size, shorter):
     """The `Decoder` of whole images, resized and cut to a square."""
     return Decoder(
-        draws=lambda step: (),
+        draws=lambda step, along: (),
         decode=lambda data: [EncodedImage(data).square(size, shorter)],
         shapes=[(size, size, 3)],
     )
 
 
-def crops(views, num_views, seed, rows):
+def crops(views, keys, num_views):
     """The `Decoder` of the crops that `views` begin with.
 
     Args:
         views: `View`, `MultiCrop` or anything.
-        num_views: int, views of each image.
-        seed: int, of the views.
-        rows: pair of ints, this worker's rows of the global batch.
+        keys: function of a step, and of what goes along with the images, to
+            uint32 `[b, g, n, 2]`, keys of g times n views of each image; n of
+            them are decoded together, from what all of them need.
+        num_views: int, g times n.
 
     Returns:
         `Decoder`, or None if the views do not begin with a crop.
@@ -55,24 +57,26 @@ def crops(views, num_views, seed, rows):
     if not layers:
         return None
 
-    def draws(step):
-        start, end = rows
-        seeds = stateless.image_seeds(seed, step, end - start, start)
-        streams = [
-            views.crop_draws(stateless.fold_in(seeds, stream))
-            for stream in range(num_views)
-        ]
-        return tuple(tf.concat(x, 1) for x in zip(*streams, strict=True))
+    def draws(step, along):
+        # Of each layer `[b, g, n, count, numbers]`.
+        return tuple(views.crop_draws(keys(step, along)))
 
     def decode(data, *uniforms):
         image = EncodedImage(data)
         height, width = np.float32(image.height), np.float32(image.width)
-        return image.crops(
-            [
-                (layer.boxes(x, height, width), layer.size)
-                for (layer, _), x in zip(layers, uniforms, strict=True)
-            ]
-        )
+        groups = [
+            image.crops(
+                [
+                    (
+                        layer.boxes(np.concatenate(x), height, width),
+                        layer.size,
+                    )
+                    for (layer, _), x in zip(layers, group, strict=True)
+                ]
+            )
+            for group in zip(*uniforms, strict=True)
+        ]
+        return [np.concatenate(x) for x in zip(*groups, strict=True)]
 
     shapes = [
         (num_views * count, layer.size, layer.size, 3)
@@ -81,24 +85,41 @@ def crops(views, num_views, seed, rows):
     return Decoder(draws, decode, shapes)
 
 
-def in_memory(arrays, order):
-    """Batches of (images, labels) from arrays `[N, S, S, 3]` and `[N]`."""
-    arrays = [tf.constant(array) for array in arrays]
+def in_memory(arrays, order, accompany=None):
+    """Batches of (images, labels) from arrays `[N, S, S, 3]` and `[N]`.
+
+    Args:
+        arrays: pair of arrays.
+        order: `Order`.
+        accompany: as of `decoded`.
+    """
+    images, labels = (tf.constant(array) for array in arrays)
 
     def batch(step):
         index = order.indices(step)
         if not order.drop_remainder:
             index = index[order.places(step) < order.size]
-        return tuple(tf.gather(array, index) for array in arrays)
+        along = accompany(step, index)[0] if accompany else {}
+        return _with(along, tf.gather(images, index)), tf.gather(labels, index)
 
     return order.steps.map(batch, tf.data.AUTOTUNE)
 
 
-def decoded(source, order, decoder, corrupt):
+def decoded(source, order, decoder, corrupt, accompany=None):
     """Batches of (images, labels) from files; images as `load` describes.
 
     Bad rows are left out of the batch or, with `order.drop_remainder`, give
     way to the next good row.
+
+    Args:
+        source: `Source`.
+        order: `Order`.
+        decoder: `Decoder`.
+        corrupt: `CorruptFiles` to report to.
+        accompany: None, or a function of a step and its images' numbers
+            `[b]` to what goes along with the images, a dict of tensors with
+            a row for each, and to bool `[b]`, False for rows to be replaced
+            like bad ones. The images become one of the dict, "images".
     """
     blank = [np.zeros(shape, np.uint8) for shape in decoder.shapes]
 
@@ -113,7 +134,7 @@ def decoded(source, order, decoder, corrupt):
             corrupt.add(source.name(*record), _reason(error))
         return *blank, np.int64(-1), False
 
-    def read_row(present, record, draws):
+    def read_row(present, record, draws, along):
         inputs = (present, record, draws)
         *images, label, good = tf.numpy_function(
             lambda *flat: read(*tf.nest.pack_sequence_as(inputs, flat)),
@@ -126,9 +147,9 @@ def decoded(source, order, decoder, corrupt):
             image.set_shape(shape)
         label.set_shape([])
         good.set_shape([])
-        return tuple(images), label, good
+        return (tuple(images), label, along), good
 
-    def only_good(images, labels, good):
+    def only_good(rows, good):
         def chosen():
             index = tf.where(good)[:, 0]
             checks = [_check(corrupt.verdict)]
@@ -139,26 +160,64 @@ def decoded(source, order, decoder, corrupt):
                 )
             with tf.control_dependencies(checks):
                 if order.drop_remainder:
-                    rows = tf.range(end - first, dtype=index.dtype)
-                    after = tf.searchsorted(index, rows)
+                    places = tf.range(end - first, dtype=index.dtype)
+                    after = tf.searchsorted(index, places)
                     index = tf.gather(index, after % tf.size(index))
                 return tf.nest.map_structure(
-                    lambda x: tf.gather(x, index), (images, labels)
+                    lambda x: tf.gather(x, index), rows
                 )
 
-        return tf.cond(tf.reduce_all(good), lambda: (images, labels), chosen)
+        return tf.cond(tf.reduce_all(good), lambda: rows, chosen)
 
-    def rows(step):
-        return order.places(step) < order.size, decoder.draws(step)
+    def place(step, record):
+        present, along = order.places(step) < order.size, {}
+        if accompany:
+            along, known = accompany(step, record[0])
+            present &= known
+        return present, record, decoder.draws(step, along), along
 
-    places = order.steps.map(rows, tf.data.AUTOTUNE)
-    batches = tf.data.Dataset.zip(places, source.records(order))
-    batches = batches.map(lambda place, record: (place[0], record, place[1]))
+    def element(images, labels, along):
+        images = images[0] if len(images) == 1 else images
+        return _with(along, images), labels
+
+    batches = tf.data.Dataset.zip(order.steps, source.records(order))
+    batches = batches.map(place, tf.data.AUTOTUNE)
     images = batches.unbatch().map(read_row, tf.data.AUTOTUNE)
     batches = images.batch(end - first, drop_remainder=True).map(only_good)
-    if len(blank) == 1:
-        batches = batches.map(lambda images, labels: (images[0], labels))
+    batches = batches.map(element)
     return batches
+
+
+def live_keys(seed, rows, num_views):
+    """The keys that a step draws by itself, for `crops`.
+
+    Args:
+        seed: int, of the views.
+        rows: pair of ints, this worker's rows of the global batch.
+        num_views: int, views of each image, decoded together.
+    """
+
+    def keys(step, along):
+        start, end = rows
+        seeds = stateless.image_seeds(seed, step, end - start, start)
+        return stateless.fold_in(seeds[:, None, None], tf.range(num_views))
+
+    return keys
+
+
+def given_keys(step, along):
+    """Keys that go along with the images, `[b, 2]` or `[b, V, 2]`, for `crops`.
+
+    Each view is decoded by itself, and so the same whichever others are.
+    """
+    keys = along["keys"]
+    if keys.shape.rank == 2:
+        keys = keys[:, None]
+    return stateless.fold_in(keys, 0)[:, :, None]
+
+
+def _with(along, images):
+    return {"images": images, **along} if along else images
 
 
 def _check(verdict):

@@ -7,6 +7,7 @@ Each function finds a data set, refuses one that cannot be read, and returns a
 import base64
 import dataclasses
 import difflib
+import hashlib
 import os
 from collections.abc import Callable
 
@@ -30,9 +31,11 @@ class Source:
             An image without one has label -1.
         records: function of an `Order` to a tf.data.Dataset that yields, for
             every batch, a tuple of tensors with a row for each image: what
-            `fetch` and `name` take.
+            `fetch` and `name` take. The first is the image's number, from 0.
         fetch: Python function of a record to the file's bytes and its label.
         name: Python function of a record to what to call it in messages.
+        fingerprint: function without arguments to 16 hexadecimal digits of
+            the images' order, names and sizes in bytes. It may take seconds.
     """
 
     size: int
@@ -40,6 +43,7 @@ class Source:
     records: Callable
     fetch: Callable
     name: Callable
+    fingerprint: Callable = None
 
 
 def folder(path, split):
@@ -51,12 +55,19 @@ def folder(path, split):
         with open(path, "rb") as file:
             return file.read(), label
 
+    def facts():
+        for index in range(files.size):
+            file, _ = files[index]
+            name = file.removeprefix(path).lstrip(os.sep)
+            yield name, os.stat(file).st_size
+
     return Source(
         size=files.size,
         unlabelled=files.unlabelled,
         records=_numbers,
         fetch=fetch,
         name=lambda index: files[index][0],
+        fingerprint=lambda: _digest(facts()),
     )
 
 
@@ -100,6 +111,7 @@ def tsv(path, split):
         records=_numbers,
         fetch=fetch,
         name=lambda number: f"{file} row {number}",
+        fingerprint=lambda: _digest([os.stat(file).st_size, *offsets.tolist()]),
     )
 
 
@@ -147,12 +159,12 @@ def tfds(name, data_dir, split, download=False):
         info.features
     )
 
-    def parse(example, name):
+    def parse(number, example, name):
         example = features.deserialize_example(
             example, decoders={image: tfds.decode.SkipDecoding()}
         )
         label = example.get("label", tf.constant(-1, tf.int64))
-        return example[image], label, name
+        return number, example[image], label, name
 
     def records(order):
         return _streamed(_part(parts, order), order, parse)
@@ -161,8 +173,16 @@ def tfds(name, data_dir, split, download=False):
         size=sum(part.take for part in parts),
         unlabelled="" if labelled else f'{name!r} has no feature "label"',
         records=records,
-        fetch=lambda data, label, name: (data, label),
-        name=lambda data, label, name: name.decode(),
+        fetch=lambda number, data, label, name: (data, label),
+        name=lambda number, data, label, name: name.decode(),
+        fingerprint=lambda: _digest(
+            [info.full_name]
+            + [
+                (os.path.basename(part.filename), part.skip, part.take)
+                + (os.stat(part.filename).st_size,)
+                for part in parts
+            ]
+        ),
     )
 
 
@@ -172,28 +192,34 @@ def _numbers(order):
 
 
 def _part(parts, order):
-    """File instructions of the subset: what is held out lies at the end."""
+    """Files of the subset: name, records to skip and take, first's number.
+
+    What is held out lies at the end.
+    """
     start = order.total - order.start - order.size
-    files = []
+    files, number = [], 0
     for part in parts:
-        first = min(max(start, 0), part.take)
-        last = min(max(start + order.size, 0), part.take)
+        first = min(max(start - number, 0), part.take)
+        last = min(max(start - number + order.size, 0), part.take)
         if last > first:
-            files.append((part.filename, part.skip + first, last - first))
-        start -= part.take
+            skip = part.skip + first
+            files.append((part.filename, skip, last - first, number + first))
+        number += part.take
     return files
 
 
 def _streamed(files, order, parse):
     """Records of files that are read from their beginning, batch for batch."""
-    names, skips, takes = map(tf.constant, zip(*files, strict=True))
-    skips, takes = tf.cast(skips, tf.int64), tf.cast(takes, tf.int64)
+    names, *numbers = zip(*files, strict=True)
+    names = tf.constant(names)
+    skips, takes, firsts = (tf.constant(x, tf.int64) for x in numbers)
 
     def read(i):
         file = tf.data.TFRecordDataset(names[i]).enumerate()
         file = file.skip(skips[i]).take(takes[i])
         return file.map(
             lambda n, example: (
+                n - skips[i] + firsts[i],
                 example,
                 tf.strings.join(
                     [names[i], tf.strings.as_string(n)], " record "
@@ -278,6 +304,13 @@ def _builder(name, data_dir, download):
         'python -c "import tensorflow_datasets as tfds; '
         f'tfds.builder({arguments}).download_and_prepare()"'
     )
+
+
+def _digest(facts):
+    digest = hashlib.sha256()
+    for fact in facts:
+        digest.update(repr(fact).encode())
+    return digest.hexdigest()[:16]
 
 
 def _row_offsets(file):

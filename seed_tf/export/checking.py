@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,6 +12,7 @@ from seed_tf.evaluation import embed, knn, neighbour_agreement
 from seed_tf.evaluation.labels import check_labelled
 from seed_tf.export.outputs import Outputs
 from seed_tf.images import check_channels
+from seed_tf.precision import in_float32
 from seed_tf.training.saving import replacing
 
 _MOST = 256  # images that an export is checked on, and calibrated on
@@ -318,17 +318,6 @@ def _check_pixels(name, images, image_size=None):
         )
 
 
-def in_float32(encoder):
-    """The encoder itself, or its copy in float32 if it computes in 16 bits."""
-    policies = [layer.dtype_policy for layer in _layers(encoder)]
-    if all(policy.compute_dtype == "float32" for policy in policies):
-        return encoder
-    config = keras.saving.serialize_keras_object(encoder)
-    copy = keras.saving.deserialize_keras_object(_without_16_bits(config))
-    copy.set_weights(encoder.get_weights())
-    return copy
-
-
 def check_ending(path, ending):
     """Raises ValueError unless a path ends as its format does."""
     if not str(path).endswith(ending):
@@ -347,20 +336,6 @@ def extra(name):
             f'This needs optional packages: pip install "seed_tf[{name}]". '
             f"Received: {error}."
         ) from error
-
-
-def _layers(model):
-    return [model, *model._flatten_layers(include_self=False)]
-
-
-def _without_16_bits(config):
-    if isinstance(config, list | tuple):
-        return [_without_16_bits(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("class_name") == "DTypePolicy":
-        return {**config, "config": {"name": "float32"}}
-    return {key: _without_16_bits(value) for key, value in config.items()}
 
 
 def _labelled(pair, side):

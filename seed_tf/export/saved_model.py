@@ -10,12 +10,14 @@ from PIL import Image
 
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.export import card as model_card
-from seed_tf.export.checking import LIMITS, Checked, compare, in_float32
+from seed_tf.export.checking import LIMITS, Checked, compare
+from seed_tf.export.decoding import decode
 from seed_tf.export.index import read_index
 from seed_tf.export.outputs import Outputs
 from seed_tf.export.serving import Server
 from seed_tf.export.versions import check_version, new_version
 from seed_tf.export.warm_up import write_warm_up
+from seed_tf.precision import in_float32
 from seed_tf.training.saving import fingerprint
 
 
@@ -130,7 +132,7 @@ def saved_model(
     with new_version(path, version) as (folder, final):
         tf.saved_model.save(server, folder, signatures=server.functions)
         write_warm_up(folder, _requests(server, blank))
-        checked = _check(outputs, folder, final, files, squares, limits)
+        checked = _check(outputs, folder, final, files, squares, resize, limits)
         model_card.write(
             folder,
             {
@@ -217,7 +219,7 @@ def _requests(server, blank):
     ]
 
 
-def _check(outputs, folder, final, files, squares, limits):
+def _check(outputs, folder, final, files, squares, resize, limits):
     """Compares what was written with the Keras model, and refuses it."""
     signatures = tf.saved_model.load(folder).signatures
     size = sum(
@@ -226,12 +228,11 @@ def _check(outputs, folder, final, files, squares, limits):
         for name in names
     )
     numbers = np.arange(len(files))
-    for run in (
-        lambda rows: signatures["serving_default"](tf.constant(squares[rows])),
-        lambda rows: signatures["serve_bytes"](
-            tf.constant([files[row] for row in rows])
-        ),
-    ):
+    for name, inputs in (("serving_default", squares), ("serve_bytes", files)):
+
+        def run(rows, signature=signatures[name], inputs=inputs):
+            return signature(tf.gather(inputs, rows))
+
         checked = Checked(
             path=final,
             format="saved_model",
@@ -245,8 +246,23 @@ def _check(outputs, folder, final, files, squares, limits):
                 numbers,
             ),
         )
-        checked.refuse(limits or LIMITS["float32"])
+        try:
+            checked.refuse(limits or LIMITS["float32"])
+        except ValueError as error:
+            others = _decoded_otherwise(files, squares, resize)
+            raise ValueError(f"{error} It was `{name}`. {others}") from None
     return checked
+
+
+def _decoded_otherwise(files, squares, resize):
+    """Says whether the server's decoder is at fault, or the network."""
+    pixels, _ = decode(tf.constant(files), squares.shape[1], resize)
+    less = np.abs(pixels.numpy().astype(int) - squares)
+    count = np.count_nonzero(less.any((1, 2, 3)))
+    return (
+        f"Of {len(files)} files it decodes {count} otherwise than evaluation "
+        f"does, by at most {less.max()} grey levels."
+    )
 
 
 def _described(server):

@@ -15,6 +15,7 @@ import tensorflow as tf
 from absl import logging
 from keras import ops
 
+from seed_tf import precision
 from seed_tf.encoders import Encoder
 from seed_tf.two_tower import NOT_FINITE
 
@@ -321,17 +322,21 @@ class Checkpoints:
 
 
 class EncoderFiles:
-    """`student.keras`, the trained encoder, and `backbone.keras` of a run."""
+    """`student.keras`, the trained encoder, and `backbone.keras` of a run.
+
+    In float32, whatever it was trained in.
+    """
 
     def __init__(self, folder, encoder):
-        self._models = {"student": encoder}
-        if isinstance(encoder, Encoder):
-            self._models["backbone"] = encoder.backbone
-        self._folder = folder
+        self._encoder, self._folder = encoder, folder
         self.student = folder.file("student.keras")
 
     def save(self):
-        for name, model in self._models.items():
+        encoder = precision.in_float32(self._encoder)
+        models = {"student": encoder}
+        if isinstance(encoder, Encoder):
+            models["backbone"] = encoder.backbone
+        for name, model in models.items():
             with replacing(self._folder.file(f"{name}.keras")) as path:
                 model.save(path)
 

@@ -1,0 +1,369 @@
+"""Computes a teacher's embeddings of fixed views, once, into a folder."""
+
+import contextlib
+import fcntl
+import glob
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from seed_tf import datasets, losses, precision, stateless
+from seed_tf.encoders.frozen import Frozen
+from seed_tf.training.callbacks import duration
+from seed_tf.training.run import readable_bytes
+from seed_tf.training.saving import replacing
+from seed_tf.two_tower import dry_run, noise_images
+from seed_tf.view_cache import cache, facts
+
+
+def build(
+    path,
+    name,
+    *,
+    teacher,
+    views,
+    views_per_image=8,
+    seed=0,
+    teacher_precision=None,
+    batch_size=256,
+    write=print,
+    **data,
+):
+    """Makes a `ViewCache`, or goes on with one.
+
+    Each image is read once. A process killed at any moment loses no more than
+    the last 1,024 images; the same call goes on, and leaves the same files.
+    Called for a cache that is whole, it makes again what is damaged.
+
+    Args:
+        path: folder of the cache, made if missing.
+        name: data set, as `datasets.load` takes it.
+        teacher: keras.Model, images -> embeddings `[B, D]`.
+        views: `View` or `MultiCrop` of `seed_tf.views`.
+        views_per_image: positive int, V.
+        seed: int, of the views.
+        teacher_precision: "float32" or "bfloat16", in which a copy of the
+            teacher computes; None for what `SEED` does by default at the
+            paper's temperature, 0.01, see `seed_tf.precision.of_teacher`.
+        batch_size: positive int, views run at a time, if V is no larger.
+        write: function of one str, told size, time and progress.
+        **data: what else of `datasets.load` says which images there are and
+            how they are read: split, data_dir, image_size, resize, download,
+            corrupt.
+
+    Returns:
+        `ViewCache`.
+
+    Raises:
+        ValueError: if the folder holds a cache of something else, another
+            process is at it, or an argument is out of range.
+        OSError: if it cannot be written, or the disk is too small.
+    """
+    for argument, value in {
+        "views_per_image": views_per_image,
+        "batch_size": batch_size,
+    }.items():
+        if value < 1:
+            raise ValueError(
+                f"`{argument}` must be positive. Received: {argument}={value}."
+            )
+    # Images at a time: a power of two, of which shards are multiples.
+    images = 2 ** (max(1, batch_size // views_per_image).bit_length() - 1)
+    images = min(images, cache.SHARD)
+    path = os.path.abspath(os.path.expanduser(path))
+    teacher_precision = teacher_precision or precision.of_teacher(0.01)
+    plan = _Plan(seed, views_per_image)
+    batches = _Batches(name, views, images, plan, data)
+    samples = views(noise_images(), seeds=tf.zeros([1, 2], tf.uint32))
+    samples = samples if isinstance(samples, (tuple, list)) else [samples]
+    dim = dry_run(teacher, "teacher", samples)
+    config = {
+        "teacher": facts.of_teacher(teacher),
+        "views": plan.views,
+        "images": plan.images,
+        "seed": seed,
+        "views_per_image": views_per_image,
+        "embeddings_per_view": sum(len(x) for x in samples),
+        "dim": dim,
+        "teacher_precision": teacher_precision,
+    }
+    with _locked(path):
+        builder = _Builder(path, config, write)
+        if builder.pending:
+            embed = _Embedder(teacher, views, teacher_precision, images)
+            builder.run(embed, batches)
+        return cache.ViewCache(path)
+
+
+class _Plan(cache.FixedViews):
+    """Stands for the cache to be made: all views of every image, by number.
+
+    Attributes:
+        views, images: what `datasets.load` said of them.
+    """
+
+    def __init__(self, seed, views_per_image):
+        super().__init__(seed, views_per_image)
+        self.views_per_batch = views_per_image
+
+    def accompany(self, seed, epoch, index):
+        numbers = tf.range(self.views_per_image, dtype=tf.int64)
+        keys = self.keys(index[:, None], numbers)
+        return {"keys": keys, "index": index}, tf.ones_like(index, tf.bool)
+
+    def check_views(self, views, squares=None):
+        self.views = facts.of_views(views, squares)
+
+    def check_images(self, where, size, fingerprint):
+        self.images = {"number": size, "fingerprint": fingerprint()}
+        self.check_images = lambda *_: None  # known
+
+
+class _Batches:
+    """The images in their order, each with all of its keys."""
+
+    def __init__(self, name, views, batch_size, plan, data):
+        self._size = batch_size
+        self._load = lambda first: datasets.load(
+            name,
+            views=views,
+            view_cache=plan,
+            batch_size=batch_size,
+            shuffle=False,
+            first_step=first,
+            **data,
+        )
+        self._all = self._load(0)
+        self.spec = self._all.element_spec
+
+    def __call__(self, start, end):
+        """Batches of the images of these numbers, multiples of `SHARD`."""
+        first = start // self._size
+        batches = self._load(first) if first else self._all
+        return batches.take((end - start) // self._size)
+
+
+class _Builder:
+    """A cache in the making.
+
+    Attributes:
+        pending: numbers of the shards that are missing, or were damaged.
+    """
+
+    def __init__(self, path, config, write):
+        self._path, self._config, self._write = path, config, write
+        self._file = os.path.join(path, cache.CONFIG)
+        self._shapes = cache.shard_shapes(config)
+        self._compare()
+        self.pending = self._find_pending()
+        self._check_space()
+
+    def run(self, embed, batches):
+        """Writes the shards that are pending."""
+        with replacing(self._file) as file, open(file, "w") as f:
+            json.dump(self._config, f, indent=2)
+            f.write("\n")
+        views = sum(math.prod(self._shapes[i][:2]) for i in self.pending)
+        seconds = views * embed.seconds_per_view(batches.spec)
+        self._write(
+            f"{views:,} views to embed, some {duration(seconds)} of the "
+            "teacher alone. Stop at any time: the same command goes on."
+        )
+        report = _Progress(views, self._write)
+        for first, last in _runs(self.pending):
+            start, end = first * cache.SHARD, (last + 1) * cache.SHARD
+            number, done = first, 0
+            for batch in batches(start, end):
+                if not done:
+                    rows = np.full(self._shapes[number], np.nan, np.float16)
+                index = batch["index"].numpy() % cache.SHARD
+                rows[index] = embed(batch["images"], batch["keys"])
+                count = min(embed.batch_size, len(rows) - done)
+                report(count * rows.shape[1])
+                done += count
+                if done == len(rows):
+                    self._save(number, rows)
+                    number, done = number + 1, 0
+
+    def _compare(self):
+        """Refuses a folder that holds another cache."""
+        if not os.path.exists(self._file):
+            return
+        with open(self._file) as file:
+            there = json.load(file)
+        different = facts.differences(there, facts.plain(self._config))
+        if different:
+            raise ValueError(
+                f"{self._path!r} holds a view cache of something else. "
+                f"{'; '.join(different)}. Give the flags that it was made "
+                "with to go on with it, choose another --output, or remove "
+                "that one."
+            )
+
+    def _find_pending(self):
+        """Also removes what is damaged."""
+        for name in glob.glob(os.path.join(self._path, "*.unfinished.*")):
+            os.remove(name)  # of a killed process
+        whole, found = set(), cache.find_shards(self._path)
+        for number, (name, checksum) in found.items():
+            file = os.path.join(self._path, name)
+            try:
+                cache.read_shard(file, self._shapes[number], checksum)
+                whole.add(number)
+            except ValueError as error:
+                self._write(f"{name} is damaged ({error}): computed again.")
+                os.remove(file)
+        return [i for i in range(len(self._shapes)) if i not in whole]
+
+    def _check_space(self):
+        sizes = [2 * math.prod(shape) + 128 for shape in self._shapes]
+        _, views, *row = self._shapes[0]
+        self._write(
+            f"{self._config['images']['number']:,} images, {views} views of "
+            f"{2 * math.prod(row)} bytes each: {readable_bytes(sum(sizes))} in "
+            f"{len(sizes):,} files, of which {len(self.pending):,} are missing."
+        )
+        needed = sum(sizes[i] for i in self.pending)
+        free = shutil.disk_usage(self._path).free
+        if free < needed:
+            raise OSError(
+                f"No space left for the view cache: the disk of {self._path!r} "
+                f"has {readable_bytes(free)} free, and "
+                f"{readable_bytes(needed)} are needed. Make room, choose "
+                "another --output, or fewer --views_per_image."
+            )
+
+    def _save(self, number, rows):
+        name = cache.shard_name(number, zlib.crc32(rows))
+        with replacing(os.path.join(self._path, name)) as file:
+            np.save(file, rows)
+
+
+class _Embedder:
+    """A teacher's embeddings of views that are made from their keys.
+
+    Args:
+        batch_size: int, b, the most images at a time.
+    """
+
+    def __init__(self, teacher, views, dtype, batch_size):
+        self.batch_size = batch_size
+        teacher = Frozen(teacher, dtype)
+
+        @tf.function
+        def embed(images, keys):
+            count = keys.shape[1]
+            # As `TwoTower.augment`, whose first stream is 0.
+            seeds = tf.reshape(stateless.fold_in(keys, 0), [-1, 2])
+            cropped = tf.nest.flatten(images)[0].shape.rank == 5
+            if isinstance(images, tuple):  # of each view as many crops
+                images = tuple(
+                    tf.reshape(x, [-1, x.shape[1] // count, *x.shape[2:]])
+                    for x in images
+                )
+            elif cropped:
+                images = tf.reshape(images, [-1, *images.shape[2:]])
+            else:
+                images = tf.repeat(images, count, axis=0)
+            options = {"cropped": True} if cropped else {}
+            seen = views(images, seeds=seeds, **options)
+            seen = seen if isinstance(seen, (tuple, list)) else [seen]
+            rows = [losses.normalise(teacher(view)) for view in seen]
+            # One small view of all, then the next, as `MultiCrop`.
+            rows = [
+                tf.reshape(x, [-1, batch_size, count, x.shape[-1]])
+                for x in rows
+            ]
+            rows = tf.transpose(tf.concat(rows, 0), [1, 2, 0, 3])
+            return tf.cast(rows, tf.float16)
+
+        self._embed = embed
+
+    def __call__(self, images, keys):
+        """float16 `[b, V, n, D]` of crops or squares, and keys `[b, V, 2]`."""
+        count = len(keys)
+        # All batches of one size are traced once.
+        images, keys = tf.nest.map_structure(
+            lambda x: tf.pad(
+                x,
+                [[0, self.batch_size - count], *[[0, 0]] * (x.shape.rank - 1)],
+            ),
+            (images, keys),
+        )
+        return self._embed(images, keys)[:count].numpy()
+
+    def seconds_per_view(self, spec):
+        """Measured on black images.
+
+        Args:
+            spec: dict of "images" and "keys" to specs, of a batch's tensors.
+        """
+        images, keys = tf.nest.map_structure(
+            lambda x: tf.zeros([self.batch_size, *x.shape[1:]], x.dtype),
+            (spec["images"], spec["keys"]),
+        )
+        self(images, keys)  # traces
+        start = time.monotonic()
+        self(images, keys)
+        return (time.monotonic() - start) / math.prod(keys.shape[:2])
+
+
+def _runs(numbers):
+    """Yields (first, last) of each row of successive numbers."""
+    groups = itertools.groupby(enumerate(numbers), lambda x: x[1] - x[0])
+    for _, group in groups:
+        numbers = [number for _, number in group]
+        yield numbers[0], numbers[-1]
+
+
+class _Progress:
+    """Writes a line now and then: views, rate, time left."""
+
+    def __init__(self, total, write, every=10.0):
+        self._total, self._write, self._every = total, write, every
+        self._done, self._start = 0, None
+
+    def __call__(self, count):
+        self._done += count
+        now = time.monotonic()
+        if self._start is None:  # the first batch traces and starts threads
+            self._start, self._first, self._last = now, self._done, now
+        if now - self._last < self._every and self._done < self._total:
+            return
+        self._last = now
+        line = f"  {self._done:,}/{self._total:,} views"
+        if self._done > self._first:
+            rate = (self._done - self._first) / (now - self._start)
+            left = duration((self._total - self._done) / rate)
+            line += f"  {rate:,.0f} views/s  {left} left"
+        self._write(line)
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Keeps other processes from making the same cache."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(
+            f"The folder {path!r} of the view cache cannot be written: "
+            f"{error.strerror}."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(
+            f"Another process is making the view cache {path!r}. Wait for it, "
+            "or choose another --output."
+        ) from None
+    finally:
+        os.close(descriptor)

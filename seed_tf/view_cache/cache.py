@@ -1,0 +1,277 @@
+"""A folder of a teacher's embeddings of fixed views, opened to train from."""
+
+import json
+import os
+import re
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from seed_tf import stateless
+from seed_tf.view_cache import facts
+
+CONFIG = "cache.json"
+SHARD = 1024  # images in a file, and what a killed process loses at most
+_SHARD_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})\.npy")
+# Set keys of views, and of which view comes first, apart from those that a
+# training of the same seed derives.
+_VIEWS, _FIRST = 0x5EEDCAC4, 0x5EEDCAC5
+
+
+class FixedViews:
+    """V views of each image, as keys.
+
+    Args:
+        seed: int.
+        views_per_image: positive int, V.
+    """
+
+    def __init__(self, seed, views_per_image):
+        self.seed, self.views_per_image = seed, views_per_image
+
+    def keys(self, index, number):
+        """Keys from which views are made, see `seed_tf.views.View`.
+
+        Args:
+            index: int64 `[...]`, the numbers of images in their data set.
+            number: int64 `[...]`, which view of each, in [0, V).
+
+        Returns:
+            uint32 `[..., 2]`.
+        """
+        key = stateless.image_seeds(self.seed, 0, 1)[0]
+        key = stateless.fold_in(key, _VIEWS)
+        return stateless.fold_in(stateless.fold_in(key, index), number)
+
+    def chosen(self, seed, epoch, index):
+        """Which view of each image a training sees in an epoch.
+
+        All V, one after the other, and again; each image begins at another.
+
+        Args:
+            seed: int, of the training.
+            epoch: int64 scalar.
+            index: int64 `[b]`.
+
+        Returns:
+            int64 `[b]` in [0, V).
+        """
+        key = stateless.image_seeds(seed, 0, 1)[0]
+        keys = stateless.fold_in(stateless.fold_in(key, _FIRST), index)
+        first = stateless.uniform(keys, 1)[:, 0] * self.views_per_image
+        return (tf.cast(first, tf.int64) + epoch) % self.views_per_image
+
+
+class ViewCache(FixedViews):
+    """What a frozen teacher makes of V fixed views of each image, on disk.
+
+    A view is a key of its random parameters, a function of the cache's seed,
+    the image's number and the view's: only embeddings are stored. `build`
+    makes a cache, `datasets.load(..., view_cache=...)` gives batches of its
+    views with their embeddings, and `SEED` trained on these does not call its
+    teacher.
+
+    Args:
+        path: folder that `build` has filled:
+
+            - `cache.json`, what it was made of: "teacher", "views", "images",
+              "seed", "views_per_image", "embeddings_per_view", "dim",
+              "teacher_precision";
+            - `<shard>-<CRC-32>.npy`, float16 `[1024, V, n, D]`, the
+              L2-normalised embeddings of 1,024 images in the order of the
+              data set, fewer in the last; n is 1, of multi-crop 1 + the
+              number of small views. An image that could not be read has NaN.
+
+    Raises:
+        ValueError: if the cache is missing, not whole, or a file of it is
+            damaged: all are read once, and compared with their checksums.
+
+    Example:
+
+    >>> cache = seed_tf.view_cache.ViewCache("caches/photos")  # doctest: +SKIP
+    >>> cache.check_teacher(teacher)  # doctest: +SKIP
+    >>> batches = seed_tf.datasets.load(
+    ...     "folder", data_dir="photos", views=views, view_cache=cache
+    ... )  # doctest: +SKIP
+    >>> seed.fit(batches)  # doctest: +SKIP
+    """
+
+    views_per_batch = 1  # of each image
+
+    def __init__(self, path):
+        self.path = os.path.abspath(os.path.expanduser(path))
+        try:
+            with open(os.path.join(self.path, CONFIG)) as file:
+                self.config = json.load(file)
+        except OSError as error:
+            raise ValueError(
+                f"No view cache in {path!r}: {CONFIG} cannot be read "
+                f"({error.strerror}). Make one by experiments.cache."
+            ) from error
+        super().__init__(self.config["seed"], self.config["views_per_image"])
+        self._shape = row_shape(self.config)
+        self._files = whole_shards(self.path, self.config)
+        self._seen = set()
+
+    def accompany(self, seed, epoch, index):
+        """What goes along with images of an epoch, see `datasets.load`.
+
+        Args:
+            seed: int, of the training.
+            epoch: int64 scalar.
+            index: int64 `[b]`, numbers of images.
+
+        Returns:
+            dict of "keys" uint32 `[b, 2]` and "embeddings" float16
+            `[b, n, D]`; bool `[b]`, whether there are embeddings.
+        """
+        number = self.chosen(seed, epoch, index)
+        embeddings = self.embeddings(index, number)
+        known = tf.reduce_all(tf.math.is_finite(embeddings), [1, 2])
+        along = {"keys": self.keys(index, number), "embeddings": embeddings}
+        return along, known
+
+    def embeddings(self, index, number):
+        """The teacher's embeddings of views.
+
+        Args:
+            index: int64 `[b]`, numbers of images.
+            number: int64 `[b]`, which view of each.
+
+        Returns:
+            float16 `[b, n, D]`.
+        """
+        embeddings = tf.numpy_function(
+            self._read, [index, number], tf.float16, stateful=False
+        )
+        embeddings.set_shape([*index.shape, *self._shape[1:]])
+        return embeddings
+
+    def _read(self, index, number):
+        # Files are not kept open or mapped: there are thousands of them.
+        rows = np.empty([len(index), *self._shape[1:]], np.float16)
+        size = rows[0].size
+        for row, i, v in zip(rows, index, number, strict=True):
+            shard, place = divmod(int(i), SHARD)
+            file, start = self._files[shard]
+            start += rows.itemsize * size * (place * self.views_per_image + v)
+            values = np.fromfile(file, np.float16, size, offset=start)
+            row[:] = values.reshape(row.shape)
+        return rows
+
+    def check_teacher(self, teacher):
+        """Raises ValueError unless the cache is of this teacher.
+
+        Args:
+            teacher: keras.Model.
+        """
+        self._compare("teacher", "another teacher", facts.of_teacher(teacher))
+
+    def check_views(self, views, squares=None):
+        """Raises ValueError unless the cache is of these views.
+
+        Args:
+            views: `View` or `MultiCrop`.
+            squares: dict of how whole images are cut before, None if files
+                are decoded to the crops that views begin with.
+        """
+        self._compare("views", "other views", facts.of_views(views, squares))
+
+    def check_images(self, where, size, fingerprint):
+        """Raises ValueError unless the cache is of these images.
+
+        Args:
+            where: tuple of name, split and folder. It is checked once.
+            size: int, number of images.
+            fingerprint: function without arguments to a str.
+        """
+        if where not in self._seen:
+            images = {"number": size, "fingerprint": fingerprint()}
+            self._compare("images", "other images", images)
+            self._seen.add(where)
+
+    def _compare(self, name, other, here):
+        different = facts.differences(self.config[name], here)
+        if different:
+            raise ValueError(
+                f"The view cache {self.path!r} is of {other}. "
+                f"{'; '.join(different)}. Train with the {name} that it was "
+                "made of, or make another one by experiments.cache."
+            )
+
+
+def row_shape(config):
+    """(V, n, D), the shape of an image's embeddings."""
+    names = ("views_per_image", "embeddings_per_view", "dim")
+    return tuple(config[name] for name in names)
+
+
+def shard_shapes(config):
+    """The shapes of all shards, in their order."""
+    total, shape = config["images"]["number"], row_shape(config)
+    return [
+        (min(SHARD, total - start), *shape) for start in range(0, total, SHARD)
+    ]
+
+
+def find_shards(path):
+    """Shards that there are: dict of numbers to (file name, checksum)."""
+    found = {}
+    for name in sorted(os.listdir(path)):
+        if match := _SHARD_NAME.fullmatch(name):
+            found[int(match[1])] = name, int(match[2], 16)
+    return found
+
+
+def shard_name(number, checksum):
+    """The name of a shard's file."""
+    return f"{number:06d}-{checksum:08x}.npy"
+
+
+def read_shard(file, shape, checksum):
+    """Where a shard's values begin in its file, in bytes.
+
+    Raises:
+        ValueError: if it is not what it should be; the message is the reason.
+    """
+    try:
+        array = np.load(file, mmap_mode="r")
+        if array.shape != shape or array.dtype != np.float16:
+            raise ValueError(
+                f"float16 {shape} expected, {array.dtype} {array.shape} found"
+            )
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    if zlib.crc32(array) != checksum:
+        raise ValueError("its checksum is wrong")
+    return array.offset
+
+
+def whole_shards(path, config):
+    """All shards of a cache: list of (file, where its values begin).
+
+    Raises:
+        ValueError: if any is missing or damaged, with its name.
+    """
+    found, shards, damaged, missing = find_shards(path), [], [], 0
+    for number, shape in enumerate(shard_shapes(config)):
+        if number not in found:
+            missing += 1
+            continue
+        name, checksum = found[number]
+        file = os.path.join(path, name)
+        try:
+            shards.append((file, read_shard(file, shape, checksum)))
+        except ValueError as error:
+            damaged.append(f"{name} ({error})")
+    if damaged or missing:
+        problems = [f"damaged: {', '.join(damaged)}"] if damaged else []
+        if missing:
+            problems.append(f"{missing} of {number + 1} files missing")
+        raise ValueError(
+            f"The view cache {path!r} is not whole: {'; '.join(problems)}. "
+            "Run the command of experiments.cache that made it again: it "
+            "computes what is missing or damaged, and nothing else."
+        )
+    return shards
