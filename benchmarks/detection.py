@@ -91,38 +91,24 @@ def main(_):
     train = tf.data.Dataset.from_tensor_slices(
         canvas("train", FLAGS.train_images)
     )
-    images, truth = canvas("test", FLAGS.test_images)
-    test = tf.data.Dataset.from_tensor_slices((images, truth))
-    starts = {
-        "from scratch": lambda seed: build_encoder(16, seed),
-        "SEED, without labels": pretrained,
-    }
-    scores, drawn = {}, {"truth": {k: v[:6] for k, v in truth.items()}}
-    for seed in range(1, FLAGS.seeds + 1):
-        for name, make in starts.items():
-            encoder = make(seed)
-            print(f"\nDetector, {name}, seed {seed}", flush=True)
-            keras.utils.set_random_seed(seed)  # the same heads for both
-            model = detection.detector(
-                encoder, 10, smallest_anchor=16.0, frozen_norm=False
-            )
-            detection.fine_tune_detector(
-                model,
-                train,
-                steps=FLAGS.steps,
-                batch_size=FLAGS.batch_size,
-                learning_rate=FLAGS.learning_rate,
-                flip=False,  # mirrored, a digit is another sign
-                seed=seed,
-                tell=lambda text: print(text, flush=True),
-            )
-            metrics = detection.evaluate_detector(model, test)
-            print("  " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-            scores.setdefault(name, []).append(metrics)
-            drawn.setdefault(name, detection.detect(model, images[:6]))
-    detection.write_results(
-        FLAGS.output, scores, images[:6], drawn, threshold=0.3
+    test = tf.data.Dataset.from_tensor_slices(canvas("test", FLAGS.test_images))
+    scores, images, drawn = detection.compare(
+        {
+            "from scratch": lambda seed: build_encoder(16, seed),
+            "SEED, without labels": pretrained,
+        },
+        train,
+        test,
+        num_classes=10,
+        seeds=range(1, FLAGS.seeds + 1),
+        smallest_anchor=16.0,
+        steps=FLAGS.steps,
+        batch_size=FLAGS.batch_size,
+        learning_rate=FLAGS.learning_rate,
+        flip=False,  # mirrored, a digit is another sign
+        tell=lambda text: print(text, flush=True),
     )
+    detection.write_results(FLAGS.output, scores, images, drawn, threshold=0.3)
     seconds = duration(time.monotonic() - start)
     print(f"\nCOCO's average precision, %, after {seconds}\n")
     print(detection.table(scores))

@@ -8,8 +8,8 @@ Each is fine-tuned in a KerasCV RetinaNet and judged by COCO's metrics; prints
 a table, with --output also writes it, and a picture. See docs/detection.md.
 """
 
-import keras
-import numpy as np
+import functools
+
 import tensorflow as tf
 from absl import flags
 
@@ -88,39 +88,28 @@ def main(_):
     encoders = {name: load_encoder(name) for name in FLAGS.encoder}
     for encoder in encoders.values():  # before any training
         detection.Pyramid(getattr(encoder, "backbone", encoder))
-    pictures, truth = zip(*test.take(6).as_numpy_iterator(), strict=True)
-    pictures = np.stack(pictures)
-    drawn = {"truth": {k: [t[k] for t in truth] for k in truth[0]}}
-    scores = {}
-    for name, encoder in encoders.items():
-        untrained = name.startswith("untrained:")
-        for seed in range(FLAGS.seeds):
-            print(f"\n{name}, seed {seed}", flush=True)
-            if untrained:
-                encoder = load_encoder(name, seed)
-            keras.utils.set_random_seed(seed)
-            model = detection.detector(
-                encoder,
-                len(names),
-                smallest_anchor=FLAGS.smallest_anchor,
-                frozen_norm=FLAGS.frozen_norm and not untrained,
-            )
-            detection.fine_tune_detector(
-                model,
-                train,
-                steps=FLAGS.steps,
-                batch_size=FLAGS.batch_size,
-                learning_rate=FLAGS.learning_rate,
-                flip=FLAGS.flip and FLAGS.dataset != "canvas",
-                seed=seed,
-                tell=lambda text: print(text, flush=True),
-            )
-            metrics = detection.evaluate_detector(model, test)
-            scores.setdefault(name, []).append(metrics)
-            drawn.setdefault(name, detection.detect(model, pictures))
+    trained = [x for x in encoders if not x.startswith("untrained:")]
+
+    def start(name, seed):
+        return encoders[name] if name in trained else load_encoder(name, seed)
+
+    scores, images, drawn = detection.compare(
+        {name: functools.partial(start, name) for name in encoders},
+        train,
+        test,
+        num_classes=len(names),
+        seeds=range(FLAGS.seeds),
+        frozen_norm=trained if FLAGS.frozen_norm else (),
+        smallest_anchor=FLAGS.smallest_anchor,
+        steps=FLAGS.steps,
+        batch_size=FLAGS.batch_size,
+        learning_rate=FLAGS.learning_rate,
+        flip=FLAGS.flip and FLAGS.dataset != "canvas",
+        tell=lambda text: print(text, flush=True),
+    )
     if FLAGS.output:
         detection.write_results(
-            FLAGS.output, scores, pictures, drawn, names=names
+            FLAGS.output, scores, images, drawn, names=names
         )
     print(f"\nCOCO's average precision, %\n\n{detection.table(scores)}")
 

@@ -9,6 +9,7 @@ figure. See docs/evaluation.md for what the protocols are.
 """
 
 import os
+import shlex
 
 from absl import flags
 
@@ -28,7 +29,8 @@ flags.DEFINE_list(
     "protocol",
     ["knn", "linear"],
     f"Among {', '.join(protocols.PROTOCOLS)}, separated by commas. Probes are "
-    "on features of centre crops (no views; standardised).",
+    "on features of centre crops (no views; standardised). Detection is "
+    "experiments.detect.",
 )
 flags.DEFINE_string(
     "dataset", "folder", "'folder' of class folders, 'digits' or a TFDS name."
@@ -136,7 +138,27 @@ def task():
     )
 
 
+def detect_command():
+    """What to give in place of `--protocol=detection`."""
+    shared = ("dataset", "data_dir", "train_split", "test_split", "seeds")
+    given = [("encoder", name) for name in FLAGS.encoder]
+    given += [
+        (name, FLAGS[name].value)
+        for name in (*shared, "output")
+        if FLAGS[name].present
+    ]
+    return shlex.join(
+        ["python", "-m", "experiments.detect"]
+        + [f"--{name}={value}" for name, value in given]
+    )
+
+
 def main(_):
+    if "detection" in FLAGS.protocol:
+        raise ValueError(
+            "Detection needs boxes instead of labels, and has a launcher of "
+            f"its own, see docs/detection.md:\n  {detect_command()}"
+        )
     results = protocols.evaluate(
         FLAGS.encoder, FLAGS.protocol, task(), seeds=FLAGS.seeds
     )

@@ -427,6 +427,18 @@ _ABLATIONS = {
             *("kmeans_clustering", "online_clustering"),
         )
     },
+    **{
+        f"ablation_learning_rate_{value}": dataclasses.replace(
+            _BASE, learning_rate=float(value)
+        )
+        for value in ("0.01", "0.03", "0.1", "0.3")
+    },
+    **{
+        f"ablation_weight_decay_{value}": dataclasses.replace(
+            _BASE, weight_decay=float(value)
+        )
+        for value in ("0.00001", "0.0001", "0.001")
+    },
     "ablation_views_same": _BASE,
     "ablation_views_different": dataclasses.replace(
         _BASE, same_view=False, note="The paper: the same view is better."
@@ -445,6 +457,27 @@ RECIPES = {
     **_FROM_RESNET152,
     **_SMALL_PATCHES,
     **_ABLATIONS,
+}
+
+# Rows of the paper that are no training without labels, and how to run them
+# with an encoder that one of the recipes above trained.
+_EVALUATE = "experiments.evaluate --encoder=<run> --protocol="
+ELSEWHERE = {
+    "1 % and 10 % of the labels": (
+        f"{_EVALUATE}fine_tune --label_fraction=0.01,0.1 --data_dir=<imagenet>"
+    ),
+    "transfer to CIFAR-10, CIFAR-100, SUN397": (
+        f"{_EVALUATE}transfer --dataset=cifar10 (cifar100, "
+        "sun397/standard-part1-120k)"
+    ),
+    "detection on VOC, COCO": (
+        "experiments.detect --encoder=<run> --dataset=voc/2007 (coco/2017); "
+        "a RetinaNet for the paper's Faster R-CNN"
+    ),
+    "segmentation on COCO": "not here",
+    "distillation, then supervised distillation": (
+        "any recipe, then keras.distillation: docs/recipes.md"
+    ),
 }
 
 

@@ -1,12 +1,15 @@
 """Protocols on several encoders, one table, and the launcher of them."""
 
 import csv
+import inspect
 import json
 import os
+import re
 from unittest import mock
 
 import keras
 import numpy as np
+import tensorflow_datasets as tfds
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 from PIL import Image
@@ -18,6 +21,12 @@ from seed_tf.evaluation import protocols, transfer
 from seed_tf.evaluation.labelled_images import LabelledImages
 
 FLAGS = flags.FLAGS
+CLASSES = {  # of data sets of TFDS
+    **{"caltech101": 102, "cars196": 196, "cifar10": 10, "cifar100": 100},
+    **{"dtd": 47, "food101": 101, "imagenet2012": 1000},
+    **{"oxford_flowers102": 102, "oxford_iiit_pet": 37},
+    **{"sun397": 397, "sun397/standard-part1-120k": 397},
+}
 
 
 def setUpModule():
@@ -249,12 +258,32 @@ class ProtocolsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "in no class folder"):
             protocols.evaluate(encoders, ["knn"], protocols.Task(train, bad))
 
+    @parameterized.parameters(*CLASSES.items())
+    def test_tfds_has_what_conventions_name(self, name, classes):
+        builder = tfds.builder(
+            name, data_dir=self.create_tempdir().full_path, try_gcs=False
+        )
+        label = builder.info.features["label"]
+        self.assertEqual(label.num_classes, classes)
+        # Before a data set is prepared only its builder's code knows splits.
+        code = inspect.getsource(type(builder)._split_generators)
+        splits = re.findall(
+            r"Split\.(\w+)|name=[\"'](\w+)|[\"'](\w+)[\"']: self\._gen", code
+        )
+        splits = {"".join(each).lower() for each in splits}
+        usual = transfer.convention(name)
+        named = {*usual.train.split("+"), usual.test}
+        self.assertContainsSubset(named, splits)
+        if "validation" in splits and not name.startswith("sun397"):
+            self.assertIn("validation", named)
+
     def test_conventions(self):
         usual = transfer.convention
         self.assertEqual(usual("oxford_flowers102").metric, "mean per class")
         self.assertEqual(usual("food101:2.0.0").test, "validation")
         self.assertEqual(usual("sun397/tfds:4.0.0").metric, "top-1")
         self.assertEqual(usual("folder"), ("top-1", "train", "test"))
+        self.assertContainsSubset(transfer.CONVENTIONS, CLASSES)  # all tested
 
 
 class ResultsTest(absltest.TestCase):
@@ -361,6 +390,24 @@ class LauncherTest(absltest.TestCase):
         self.assertLen(embedded, 6)
         self.assertIn("ridge probe", rows[0])
         self.assertIn("10-NN, embeddings", "".join(printed))
+
+    def test_detection_is_another_launcher(self):
+        with flagsaver.flagsaver():
+            FLAGS(
+                [
+                    *("evaluate", "--encoder=a b", "--encoder=c"),
+                    *("--protocol=knn,detection", "--dataset=voc/2007"),
+                    *("--train_split=train+validation", "--output=out"),
+                ]
+            )
+            with self.assertRaises(ValueError) as raised:
+                launcher.main(None)
+        detect = str(raised.exception).splitlines()[-1].strip()
+        self.assertEqual(
+            detect,
+            "python -m experiments.detect '--encoder=a b' --encoder=c "
+            "--dataset=voc/2007 --train_split=train+validation --output=out",
+        )
 
 
 if __name__ == "__main__":

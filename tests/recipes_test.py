@@ -1,22 +1,24 @@
 """Recipes: the paper's settings and numbers, and each one trains."""
 
+import contextlib
 import dataclasses
 import functools
-import json
+import io
 import os
-import subprocess
+import re
 import sys
 from unittest import mock
 
 import keras
 import numpy as np
-from absl.testing import absltest, parameterized
-from run_helpers import pictures, tiny_teacher
+from absl.testing import absltest, flagsaver, parameterized
+from run_helpers import import_launcher, tiny_teacher
 
 import seed_tf
 from seed_tf import recipes
 from seed_tf.checkpoints.layouts import LAYOUTS
-from seed_tf.encoders import backbones
+from seed_tf.encoders import backbones, efficientnet, mobilenet_v3
+from seed_tf.evaluation import protocols, transfer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -88,9 +90,7 @@ class DataTest(parameterized.TestCase):
             shared = {
                 "image_size": 224,
                 "batch_size": 256,
-                "learning_rate": 0.03,
                 "warmup_epochs": 5,
-                "weight_decay": 1e-4,
                 "precision": "mixed_float16",
                 "temperature": 0.2,
             }
@@ -103,6 +103,8 @@ class DataTest(parameterized.TestCase):
                 self.assertEqual(recipe.queue_size, 65536)
                 self.assertEqual(recipe.teacher_temperature, 0.01)
                 self.assertEqual(recipe.objective, "similarity_distillation")
+                self.assertEqual(recipe.learning_rate, 0.03)
+                self.assertEqual(recipe.weight_decay, 1e-4)
             self.assertEqual(
                 recipe.probe,
                 recipes.Probe(
@@ -131,6 +133,8 @@ class DataTest(parameterized.TestCase):
             "teacher_temperature": {1e-4, 0.001, 0.01, 0.03, 0.1, 0.3},
             "queue": {256, 1024, 4096, 16384, 65536},
             "objective": set(recipes.OBJECTIVES),
+            "learning_rate": {0.01, 0.03, 0.1, 0.3},
+            "weight_decay": {1e-5, 1e-4, 1e-3},
         }
         fields = {"queue": "queue_size"}
         for kind, values in of_kind.items():
@@ -171,6 +175,17 @@ class DataTest(parameterized.TestCase):
                 self.assertIn(recipe.teacher.architecture, backbones.BACKBONES)
                 self.assertIn(recipe.teacher.method, LAYOUTS)
 
+    def test_rows_that_are_no_recipes_name_what_exists(self):
+        text = " ".join(recipes.ELSEWHERE.values())
+        for launcher in re.findall(r"experiments\.(\w+)", text):
+            self.assertTrue(os.path.exists(f"{ROOT}/experiments/{launcher}.py"))
+        named = re.findall(r"--protocol=(\w+)", text)
+        self.assertEqual(named, ["fine_tune", "transfer"])
+        self.assertContainsSubset(named, protocols.PROTOCOLS)
+        for name in ("cifar10", "cifar100", "sun397"):
+            self.assertIn(name, text)
+            self.assertIn(name, transfer.CONVENTIONS)
+
     def test_unknown_name(self):
         with self.assertRaisesRegex(
             ValueError,
@@ -186,21 +201,25 @@ def small():
     for name, build in backbones.BACKBONES.items():
         if name.startswith("resnet"):
             width = build.keywords.get("width", 64) // 16
-            build = functools.partial(build, depths=(1,) * 4, width=width)
-        elif name.startswith("efficientnet"):
-            build = functools.partial(build, depth=0.25)
+            build = functools.partial(build, depths=(1, 0, 0, 0), width=width)
         networks[name] = build
     return networks
 
 
-def teacher_of(recipe):
-    method = recipe.teacher.method
+@functools.cache
+def teacher_of(expected):
     head = {
         "torchvision": {"head": None},
         "moco_v1": {"head": "linear"},
         "moco_v2": {},
-    }.get(method, {"head_batch_norm": True})
-    return seed_tf.Encoder(recipe.teacher.architecture, **head)
+    }.get(expected.method, {"head_batch_norm": True})
+    return seed_tf.Encoder(expected.architecture, **head)
+
+
+@functools.cache
+def backbone(name, stem):
+    """Trained a little further by each test that it is in."""
+    return seed_tf.backbone(name, stem=stem)
 
 
 # One for each student, kind of views, objective and teacher.
@@ -211,7 +230,8 @@ BUILT = (
     "seed_efficientnet_b0_from_resnet50w2_swav_small_patches",
     "seed_resnet50_from_resnet50w4_swav_small_patches",
     "seed_resnet18_from_resnet50_mocov2_wide_head",
-    *(name for name in recipes.names() if "_objective_" in name),
+    "ablation_objective_l2",
+    *(x for x in recipes.names() if x.endswith(("contrastive", "clustering"))),
     "ablation_views_different",
     *(f"ablation_teacher_{x}" for x in ("mocov1", "swav", "supervised")),
 )
@@ -222,15 +242,22 @@ class TrainsTest(parameterized.TestCase):
         super().setUp()
         keras.utils.set_random_seed(0)
         self.enter_context(mock.patch.dict(backbones.BACKBONES, small()))
+        for module, blocks, chosen in (
+            (efficientnet, "_STAGES", (2,)),
+            (mobilenet_v3, "_BLOCKS", (3, 6)),
+        ):
+            fewer = [getattr(module, blocks)[i] for i in chosen]
+            self.enter_context(mock.patch.object(module, blocks, fewer))
 
     @parameterized.parameters(*BUILT)
     def test_two_steps(self, name):
         named = recipes.get(name)
-        recipe = dataclasses.replace(named, image_size=32, queue_size=32)
-        teacher = recipe.teacher and teacher_of(recipe)
+        recipe = dataclasses.replace(named, image_size=16, queue_size=16)
+        teacher = recipe.teacher and teacher_of(recipe.teacher)
         if teacher:
             self.assertIsNone(recipes.difference(teacher, recipe.teacher))
-        model = recipes.build(recipe, teacher)
+        with mock.patch.object(recipes, "backbone", backbone):
+            model = recipes.build(recipe, teacher)
         encoder = model.student if teacher else model.encoder
         if not teacher:
             model.shuffle_groups = 2  # eight take long, one by one
@@ -251,11 +278,11 @@ class TrainsTest(parameterized.TestCase):
                 named.objective,
             )
         images = np.random.default_rng(0).integers(
-            0, 256, (16, 36, 36, 3), dtype=np.uint8
+            0, 256, (8, 18, 18, 3), dtype=np.uint8
         )
         before = encoder.backbone.get_weights()[0].copy()
         model.compile(seed_tf.training.SGD(0.03), run_eagerly=True)
-        model.fit(images, batch_size=8, verbose=0)
+        model.fit(images, batch_size=4, verbose=0)
         self.assertEqual(model.step.numpy(), 2)
         after = encoder.backbone.get_weights()[0]
         self.assertFalse(np.array_equal(before, after))
@@ -274,20 +301,25 @@ class TrainsTest(parameterized.TestCase):
 
 
 class LauncherTest(absltest.TestCase):
-    def launch(self, name, *flags):
-        return subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", *flags],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+    def setUp(self):
+        super().setUp()
+        self.launcher = import_launcher("experiments.distill")
+        self.enter_context(mock.patch.object(sys, "argv", ["distill.py"]))
+
+    def main(self, *arguments):
+        """What experiments.distill prints; it runs in this process."""
+        printed = io.StringIO()
+        with flagsaver.flagsaver(), contextlib.redirect_stdout(printed):
+            self.launcher.FLAGS(["distill.py", *arguments])
+            with contextlib.suppress(SystemExit):
+                self.launcher.main([])
+        return printed.getvalue()
 
     def test_list(self):
         # No other flag is needed for it.
-        done = self.launch("distill", "--recipe=list")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        lines = done.stdout.splitlines()
-        lines = {line.split()[0]: line.split() for line in lines[:60] if line}
+        printed = self.main("--recipe=list")
+        lines = printed.splitlines()
+        lines = {line.split()[0]: line.split() for line in lines[:70] if line}
         self.assertContainsSubset(recipes.names(), lines)
         self.assertEqual(
             lines["seed_resnet18_from_resnet50_mocov2"][-6:],
@@ -299,25 +331,36 @@ class LauncherTest(absltest.TestCase):
             ["–"] * 4,
         )
         for unconfirmed in ("65.3", "50.7", "61.4", "67.3"):
-            self.assertNotIn(unconfirmed, done.stdout)
+            self.assertNotIn(unconfirmed, printed)
+
+    def test_a_recipe_of_another_launcher(self):
+        with self.assertRaisesRegex(
+            ValueError,
+            "mocov2_resnet18 is run by experiments.pretrain, this is "
+            "experiments.distill.",
+        ):
+            self.main("--recipe=mocov2_resnet18", "--teacher=x", "--output=y")
 
     def test_a_recipe_and_what_overrides_it(self):
-        folder = self.create_tempdir().full_path
-        output = os.path.join(folder, "run")
-        flags = (
-            f"--teacher={tiny_teacher(os.path.join(folder, 't.keras'))}",
-            f"--data_dir={pictures(os.path.join(folder, 'images'), 24)}",
-            *("--image_size=16", "--batch_size=8", "--queue_size=64"),
-            *("--epochs=1", "--held_out=0", "--precision=float32"),
-            f"--output={output}",
-        )
-        done = self.launch(
-            "distill", "--recipe=ablation_teacher_temperature_0.1", *flags
-        )
-        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
-        self.assertIn("The recipe's teacher is resnet50", done.stderr)
-        with open(os.path.join(output, "config.json")) as f:
-            config = json.load(f)
+        teacher = os.path.join(self.create_tempdir().full_path, "t.keras")
+        made = {}
+
+        def train(build, *_, **__):
+            model, student, _ = build(seed_tf.views.moco_v2(16))
+            made.update(model=model, student=student)
+            made["flags"] = self.launcher.FLAGS.flag_values_dict()
+
+        with (
+            mock.patch.object(self.launcher.common, "train", train),
+            self.assertLogs("absl", "WARNING") as logs,
+        ):
+            self.main(
+                "--recipe=ablation_teacher_temperature_0.1",
+                f"--teacher={tiny_teacher(teacher)}",
+                *("--epochs=1", "--queue_size=64", "--precision=float32"),
+                *("--output=x", "--image_size=16"),
+            )
+        self.assertIn("The recipe's teacher is resnet50", logs.output[0])
         expected = {
             "recipe": "ablation_teacher_temperature_0.1",
             "student": "resnet18",  # the launcher's own default is another
@@ -328,20 +371,10 @@ class LauncherTest(absltest.TestCase):
             "queue_size": 64,
             "precision": "float32",
         }
-        for name, value in expected.items():
-            self.assertEqual(config[name], value, name)
-
-    def test_a_recipe_of_another_launcher(self):
-        done = self.launch(
-            "distill", "--recipe=mocov2_resnet18", "--teacher=x", "--output=y"
-        )
-        self.assertEqual(done.returncode, 1)
-        self.assertIn(
-            "Error: mocov2_resnet18 is run by experiments.pretrain, this is "
-            "experiments.distill.",
-            done.stderr,
-        )
-        self.assertNotIn("Traceback", done.stderr)
+        self.assertEqual(made["flags"], made["flags"] | expected)
+        self.assertEqual(made["student"].backbone.name, "resnet18")
+        self.assertEqual(made["model"].teacher_temperature, 0.1)
+        self.assertEqual(made["model"].queue.size, 64)
 
 
 if __name__ == "__main__":

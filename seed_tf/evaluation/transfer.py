@@ -22,15 +22,16 @@ class Convention(NamedTuple):
 # By name in TensorFlow Datasets. Source: Kornblith, Shlens and Le, "Do Better
 # ImageNet Models Transfer Better?", CVPR 2019, table 1, whose metrics SimCLR
 # (appendix B.8) and others after it report. Their VOC 2007 is multi-label and
-# missing here. Food-101's test images are TFDS's "validation".
+# missing here; Birdsnap and FGVC Aircraft are missing in TFDS. Its "validation"
+# of Food-101 are the test images, of ImageNet those whose labels are public;
+# "train" of Cars and Pets is all of training. Its "sun397" alone is a random
+# split: the published ones are "sun397/standard-part1-120k" and on.
 CONVENTIONS = {
-    "birdsnap": Convention("top-1", "train", "test"),
     "caltech101": Convention("mean per class", "train", "test"),
     "cars196": Convention("top-1", "train", "test"),
     "cifar10": Convention("top-1", "train", "test"),
     "cifar100": Convention("top-1", "train", "test"),
     "dtd": Convention("top-1", "train+validation", "test"),
-    "fgvc_aircraft": Convention("mean per class", "train+validation", "test"),
     "food101": Convention("top-1", "train", "validation"),
     "imagenet2012": Convention("top-1", "train", "validation"),
     "oxford_flowers102": Convention(
