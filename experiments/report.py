@@ -3,7 +3,8 @@
     python -m experiments.report runs/alone runs/seed --output=comparison
 
 Prints a table; with --output also writes it as Markdown, JSON and page, with
-the curves of all runs laid over each other.
+accuracy against the network's size and against the training's FLOPs and hours,
+and the curves of all runs laid over each other.
 """
 
 import os

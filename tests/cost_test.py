@@ -1,5 +1,6 @@
 """What a step costs, against published figures and counts by hand."""
 
+import contextlib
 from unittest import mock
 
 import keras
@@ -121,6 +122,22 @@ class CostTest(parameterized.TestCase):
         self.assertGreater(
             other.bytes["working space of the loss"], 4 * batch * size
         )
+
+    def test_step_of_a_strategy(self):
+        """Its variables cannot be read outside of its replicas."""
+        strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+        counted = []
+        for scope in (contextlib.nullcontext(), strategy.scope()):
+            with scope:
+                student, teacher = tower(4), tower(8)
+                model = seed_tf.SEED(
+                    *(student, teacher),
+                    views=seed_tf.views.moco_v2(8),
+                    queue_size=50,
+                )
+                model.compile(seed_tf.training.SGD(0.1))
+            counted.append(cost.of_step(model, encoder=student, batch_size=16))
+        self.assertEqual(*counted)
 
     def test_step_of_moco_and_of_small_views(self):
         batch, dim, size = 16, 6, 50

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import keras
 from absl.testing import absltest, parameterized
@@ -130,8 +131,9 @@ class CompareTest(parameterized.TestCase):
             self.folder,
             "alone",
             config={"launcher": "pretrain", "encoder": "b0", "seed": 1},
-            summary={"ended": "finished"},
+            summary={"ended": "finished", "flops_per_step": 2_500_000},
         )
+        # Of code that did not count operations yet.
         self.seed = write(
             self.folder,
             "seed",
@@ -148,10 +150,11 @@ class CompareTest(parameterized.TestCase):
         table, differences = self.compare(self.alone, self.seed).split("\n\n")
         heading, _, *lines = (line.split() for line in table.splitlines())
         expected = [
-            "run network parameters steps hours loss gap knn ended",
-            "alone b0 – 10 1.5 2.500 1.500 0.250 –",
-            "seed b0 – 12 0.025 1.000 – 0.500 running",
+            "run network parameters steps FLOPs hours loss gap knn ended",
+            "alone b0 – 10 25_M 1.5 2.500 1.500 0.250 –",
+            "seed b0 – 12 – 0.025 1.000 – 0.500 running",
         ]
+        lines[0][4:6] = ["_".join(lines[0][4:6])]
         self.assertCountEqual(heading, expected[0].split())
         for line, cells in zip(lines, expected[1:], strict=True):
             self.assertEqual(
@@ -181,20 +184,46 @@ class CompareTest(parameterized.TestCase):
             os.listdir(output),
             [
                 *("report.md", "report.json", "report.html"),
-                *("parameters.png", "cost.png", "curves.png"),
+                *("parameters.png", "flops.png", "hours.png", "curves.png"),
             ],
         )
         with open(os.path.join(output, "report.json")) as f:
             written = json.load(f)["runs"]
         self.assertEqual([row["10-NN"] for row in written], [35.0, 55.0])
         self.assertEqual(written[0]["parameters"], 160)
+        self.assertEqual([row["FLOPs"] for row in written], [25_000_000, None])
         self.assertEqual(written[0]["hours"], 1.5)
         page = pathlib.Path(output, "report.html").read_text()
-        self.assertEqual(page.count("data:image/png"), 3)
+        self.assertEqual(page.count("data:image/png"), 4)
         self.assertIn("45.5 ± 0.2", page)
         text = pathlib.Path(output, "report.md").read_text()
         self.assertIn("| setting", text)
-        self.assertIn("![Accuracy against hours of training](cost.png)", text)
+        self.assertLess(
+            text.index("(parameters.png)"),
+            text.index("![Accuracy against FLOPs of training, 10¹⁵](flops"),
+        )
+        self.assertLess(
+            text.index("(flops.png)"),
+            text.index("![Accuracy against hours of training](hours.png)"),
+        )
+
+    def test_points_of_accuracy_against_cost(self):
+        rows = [
+            {"run": "a", "parameters": 2e6, "FLOPs": 4e15, "hours": 4.0},
+            {"run": "b", "parameters": 5e6, "FLOPs": None, "hours": 6.0},
+        ]
+        rows = [row | {"linear probe": 50.0} for row in rows]
+        runs = [report.read_run(path) for path in (self.alone, self.seed)]
+        with mock.patch.object(report.report, "points") as points:
+            report._figures(["a", "b"], runs, rows)
+        self.assertEqual(
+            [call.args[0] for call in points.call_args_list],
+            [
+                {"a": (2.0, 50.0), "b": (5.0, 50.0)},
+                {"a": (4.0, 50.0)},
+                {"a": (4.0, 50.0), "b": (6.0, 50.0)},
+            ],
+        )
 
     def test_which_accuracy_is_drawn(self):
         rows = [

@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import seed_tf
-from seed_tf.training import Checkpoints, RunFolder, saving
+from seed_tf.training import Checkpoints, RunFolder, cost, saving
 from seed_tf.training.callbacks import read_lines
 from seed_tf.training.run import readable_bytes
 
@@ -369,6 +369,10 @@ class StopsTest(parameterized.TestCase):
         self.assertEqual(result["step"], 20)
         self.assertEqual(result["encoder_of_step"], 10)
         self.assertEqual(result["knn"], 0.9)
+        counted = cost.of_step(
+            trained, encoder=trained.student, batch_size=BATCH
+        )
+        self.assertEqual(result["flops_per_step"], sum(counted.flops.values()))
         self.assertEqual(self.steps(), [10, 18, 19, 20])
         encoder = seed_tf.checkpoints.load_teacher(self.folder)
         for a, b in zip(encoder.get_weights(), kept[0.9], strict=True):

@@ -60,7 +60,13 @@ def forward(tower, shape):
     >>> cost.flops == 2 * (30 * 30 * 4 * 27 + 4 * 4 + 4 * 128)
     True
     """
-    return _trace(lambda images: tower(images, training=False), [shape])
+    weights, others = tower.trainable_variables, tower.non_trainable_variables
+
+    def run(weights, others, images):
+        call = tower.stateless_call(weights, others, images, training=False)
+        return call[0]
+
+    return _trace(run, weights, others, _floats(shape))
 
 
 def forward_and_back(tower, shapes):
@@ -73,16 +79,20 @@ def forward_and_back(tower, shapes):
     Returns:
         `Cost`.
     """
-    variables = tower.trainable_variables
+    weights, others = tower.trainable_variables, tower.non_trainable_variables
 
-    def run(*views):
+    def run(weights, others, *views):
         with tf.GradientTape() as tape:
-            outputs = [tower(view, training=True) for view in views]
+            tape.watch(weights)
+            outputs = [
+                tower.stateless_call(weights, others, view, training=True)[0]
+                for view in views
+            ]
             total = tf.add_n([tf.reduce_sum(output) for output in outputs])
         # A loss needs the outputs, this sum of them does not.
-        return outputs, tape.gradient(total, variables)
+        return outputs, tape.gradient(total, weights)
 
-    return _trace(run, shapes)
+    return _trace(run, weights, others, *map(_floats, shapes))
 
 
 def of_step(model, *, encoder, batch_size):
@@ -110,7 +120,8 @@ def of_step(model, *, encoder, batch_size):
     activations = max(trained.bytes, *(target.bytes for target in targets))
     views = sum(4 * math.prod(shape) for shape in shapes)
     if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
     return StepCost(
         flops={
             "targets": sum(target.flops for target in targets),
@@ -171,11 +182,22 @@ def _loss(model, batch, queue):
             )
         return value, tape.gradient(value, student)
 
-    return _trace(run, [(batch, dim), (batch, dim), (size, dim)])
+    return _trace(run, *map(_floats, [(batch, dim), (batch, dim), (size, dim)]))
 
 
-def _trace(function, shapes):
-    specs = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
+def _floats(shape):
+    return tf.TensorSpec(shape, tf.float32)
+
+
+def _trace(function, *arguments):
+    """Counts what a function does with arguments of these shapes.
+
+    Variables come as arguments: those of a strategy can be read only inside
+    of its replicas.
+    """
+    specs = tf.nest.map_structure(
+        lambda x: tf.TensorSpec(x.shape, x.dtype), arguments
+    )
     graph = tf.function(function).get_concrete_function(*specs).graph
     needed = _ancestors(graph.outputs)
     operations = [op for op in graph.get_operations() if op.name in needed]

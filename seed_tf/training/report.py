@@ -12,6 +12,7 @@ import h5py
 
 from seed_tf.evaluation import report
 from seed_tf.training.callbacks import duration, read_lines
+from seed_tf.training.run import readable
 
 _CURVES = {
     "loss": "loss (nats)",
@@ -231,6 +232,21 @@ _NO_SETTINGS = {
     *("checkpoint_minutes", "max_corrupt_fraction", "teacher_fingerprint"),
 }
 _FINAL = ("loss", "gap", "agreement", "knn")
+# Columns that accuracy is drawn against: axis, its unit, what to know of it.
+_AGAINST = {
+    "parameters": ("parameters of the backbone, millions", 1e-6, ""),
+    "FLOPs": (
+        "FLOPs of training, 10¹⁵",
+        1e-15,
+        "Convolutions and matrix products of all steps, both networks, on any "
+        "machine. What trained a teacher before is not in it.",
+    ),
+    "hours": (
+        "hours of training",
+        1,
+        "Comparable between runs of one machine only.",
+    ),
+}
 
 
 def compare_runs(runs, output=None):
@@ -291,11 +307,13 @@ def _names(paths):
 def _row(name, run):
     """What is known of a run at its end, by column."""
     last = run.lines[-1]
+    flops = run.summary.get("flops_per_step")  # none of an older run
     row = {
         "run": name,
         "network": run.config.get("student") or run.config.get("encoder"),
         "parameters": run.parameters,
         "steps": last["step"],
+        "FLOPs": flops and flops * last["step"],
         "hours": last["seconds"] / 3600,
     }
     ended = run.summary.get("ended", "?")
@@ -309,6 +327,8 @@ def _row(name, run):
 def _short(column, value):
     if column == "parameters" and value:
         return f"{value / 1e6:.2f} M"
+    if column == "FLOPs" and value:
+        return readable(value)
     if column == "hours":
         return f"{value:.2g}"
     if column == "steps":
@@ -339,26 +359,16 @@ def _figures(names, runs, rows):
     figures = {}
     if accuracy:
         title = f"{accuracy} (%)"
-        for file, x, label in (
-            (
-                "parameters",
-                "parameters",
-                "parameters of the backbone, millions",
-            ),
-            ("cost", "hours", "hours of training"),
-        ):
-            scale = 1e-6 if x == "parameters" else 1
+        for x, (label, scale, text) in _AGAINST.items():
             points = {
                 row["run"]: (scale * row[x], value)
                 for row, value in zip(rows, values, strict=True)
                 if value is not None and row[x]
             }
             if points:
-                figures[file] = (
+                figures[x.lower()] = (
                     f"Accuracy against {label}",
-                    "Hours are comparable between runs of one machine only."
-                    if x == "hours"
-                    else "",
+                    text,
                     report.points(
                         points,
                         xlabel=label,
@@ -391,7 +401,7 @@ def _accuracy(rows):
     Of those that equally many have, a linear probe, then whatever was
     evaluated, then k-NN during training.
     """
-    known = {"run", "network", "parameters", "steps", "hours", "ended"}
+    known = {"run", "network", "steps", "ended", *_AGAINST}
     names = dict.fromkeys(
         key for row in rows for key in row if key not in known | set(_FINAL)
     )

@@ -101,6 +101,13 @@ def train(
     if step and folder.chief:
         print(f"Going on after step {step} of {total}.", flush=True)
     files = EncoderFiles(folder, encoder)
+    flops = folder.read("summary.json").get("flops_per_step")
+    if flops is None and folder.chief:
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        counted = cost.of_step(
+            model, encoder=encoder, batch_size=batch_size // replicas
+        )
+        flops = replicas * sum(counted.flops.values())
 
     def summarise(ended):
         step = int(model.step.numpy())
@@ -108,6 +115,7 @@ def train(
             "ended": ended,
             "step": step,
             "total_steps": total,
+            "flops_per_step": flops,
             "encoder_of_step": best.step or step,
             **({monitor: best.value} if best.step else {}),
             "last": (read_lines(metrics) or [{}])[-1],
@@ -455,11 +463,11 @@ def readable(count):
     >>> readable(1_234_000_000_000)
     '1.23 T'
     """
-    for unit in ("", " k", " M", " G"):
+    for unit in ("", " k", " M", " G", " T", " P"):
         if count < 1000:
             return f"{count:.3g}{unit}"
         count /= 1000
-    return f"{count:.3g} T"
+    return f"{count:.3g} E"
 
 
 def readable_bytes(count):
