@@ -1,0 +1,522 @@
+"""A training step of SEED against the authors' algorithm in PyTorch.
+
+    python -m benchmarks.step --check
+    python -m benchmarks.step --output=runs/step
+    python -m benchmarks.step --profile
+    python -m benchmarks.step --roofline
+
+Teacher ResNet-50, queue of 65,536, SGD with momentum; students by case:
+
+    a  MobileNetV3-Large, 224 px, batch 16
+    b  ResNet-18, 224 px, batch 16
+    c  ResNet-18, 32 px, batch 256
+    d  EfficientNet-B0, 224 px, batch 16
+
+Ours is the public `SEED.fit` with what it chooses by default, on uint8 images
+from memory; `views` pass them on as they are. PyTorch's side
+(`benchmarks.torch_seed`) gets the same images normalised beforehand, in the
+layout it prefers. "View cache" is ours with the teacher's embeddings from
+memory. Both sides use all cores. Each contender is a process, and at most
+seven are resident: first PyTorch's ways contend, then the authors' own (with
+stock and tuned malloc) and the fastest of the others take turns with ours.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import re
+import statistics
+import tempfile
+import threading
+import time
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import timing
+from benchmarks.cases import (
+    CASES,
+    Case,
+    fit_in_turns,
+    model,
+    random_images,
+    with_embeddings,
+)
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_enum("case", list(CASES), list(CASES), "What to time.")
+flags.DEFINE_multi_string(
+    "precision",
+    ["float32", "mixed_bfloat16"],
+    "Of our student, a Keras policy; each is a contender.",
+)
+flags.DEFINE_string("teacher", "resnet50", "A backbone.")
+flags.DEFINE_integer("queue_size", 65536, "K, a multiple of the batch.", 1)
+flags.DEFINE_integer("batch", None, "In place of the cases' own.", 1)
+flags.DEFINE_integer("size", None, "Pixels, in place of the cases' own.", 1)
+flags.DEFINE_integer("rounds", 8, "Turns of each contender.", 1)
+flags.DEFINE_integer("steps", 4, "Steps in a turn.", 1)
+flags.DEFINE_integer("warm_up", 4, "Steps before the first round.", 1)
+flags.DEFINE_bool("check", False, "Only compare losses with PyTorch's.")
+flags.DEFINE_bool("profile", False, "Only time the parts of our step.")
+flags.DEFINE_bool("roofline", False, "Only measure the machine.")
+flags.DEFINE_string("output", None, "Where to write .json and .md, a stem.")
+flags.DEFINE_string("worker", None, "Internal: a contender, as JSON.")
+
+STOCK = "PyTorch as the authors run it, stock malloc"
+AUTHORS = "PyTorch as the authors run it, tuned malloc"
+_FAST = {"channels_last": True, "fused": True}
+# `torch_seed.Options` by contender; all with tuned malloc.
+TORCH = {
+    AUTHORS: {},
+    "PyTorch float32, channels_last": _FAST,
+    "PyTorch autocast bfloat16": {**_FAST, "autocast": True},
+    "PyTorch autocast bfloat16, torch.compile": {
+        **_FAST,
+        "autocast": True,
+        "compile": True,
+    },
+    "PyTorch, teacher bfloat16": {**_FAST, "teacher": "bfloat16"},
+    "PyTorch, teacher bfloat16 and folded": {
+        **_FAST,
+        "teacher": "bfloat16",
+        "fold": True,
+    },
+}
+
+
+# -- Contenders ------------------------------------------------------------
+
+
+def contender(case, environment=None, **kind):
+    """What starts a worker: `torch=options`, or `precision=policy` for ours."""
+    spec = {"case": case, **kind}
+    return lambda: timing.Worker("benchmarks.step", spec, environment)
+
+
+def work(case, torch=None, precision=None, cached=False):
+    case = Case(*case)
+    if torch is not None:
+        work_torch(case, torch)
+    images = random_images(case)
+    batches = with_embeddings(images) if cached else images
+    fit_in_turns(model(case, precision), batches)
+
+
+def work_torch(case, options):
+    import torch
+
+    from benchmarks import torch_seed
+
+    torch.set_num_threads(os.cpu_count())
+    torch.manual_seed(0)
+    step = torch_seed.Step(
+        torch_seed.network(case.student),
+        torch_seed.network(case.teacher),
+        torch_seed.random_queue(case.queue_size),
+        torch_seed.Options(**options),
+    )
+    batches = [
+        step.put(torch_seed.normalised(images))
+        for images in random_images(case)
+    ]
+    turns = timing.Turns()
+    while True:
+        for images in batches:
+            turns.before_step()
+            step(images)
+            turns.after_step()
+
+
+# -- Comparison ------------------------------------------------------------
+
+
+def compare(case):
+    """Rounds of all contenders, a dict for JSON."""
+    import seed_tf
+
+    tuned = timing.TUNED_MALLOC
+    with contextlib.ExitStack() as stack:
+        torch, failed = timing.start(
+            stack,
+            {k: contender(case, tuned, torch=v) for k, v in TORCH.items()},
+            FLAGS.warm_up,
+        )
+        first, peaks = timing.take_turns(torch, FLAGS.rounds, FLAGS.steps)
+        seconds = timing.medians(first)
+        fastest = min(seconds, key=seconds.get)
+        kept = {name: torch[name] for name in dict.fromkeys([AUTHORS, fastest])}
+        for name in torch.keys() - kept.keys():
+            torch[name].close()
+        default = seed_tf.precision.of_student(case.student, case.size)
+        ours = {
+            f"seed_tf, {policy}{', default' * (policy == default)}": contender(
+                case, precision=policy
+            )
+            for policy in dict.fromkeys([default, *FLAGS.precision])
+        }
+        ours[f"seed_tf, {default}, default, tuned malloc"] = contender(
+            case, tuned, precision=default
+        )
+        ours[f"seed_tf, {default}, default, view cache"] = contender(
+            case, precision=default, cached=True
+        )
+        others, more_failed = timing.start(
+            stack, {STOCK: contender(case, torch={}), **ours}, FLAGS.warm_up
+        )
+        second, more_peaks = timing.take_turns(
+            {**others, **kept}, FLAGS.rounds, FLAGS.steps
+        )
+    return {
+        "case": case._asdict(),
+        "fastest": fastest,
+        "failed": failed | more_failed,
+        "peak_mb": peaks | more_peaks,
+        "rounds": {"PyTorch": first, "all": second},
+    }
+
+
+def rows(result):
+    """A table of `compare`'s result."""
+    blocks, fastest = result["rounds"], result["fastest"]
+    batch = result["case"]["batch"]
+    table = []
+    for block, baselines in (
+        ("all", {"stock": STOCK, "tuned": AUTHORS, "fastest": fastest}),
+        ("PyTorch", {"stock": None, "tuned": AUTHORS, "fastest": fastest}),
+    ):
+        rounds = blocks[block]
+        seconds = timing.medians(rounds)
+        ratios = {
+            head: timing.ratios(rounds, name)
+            for head, name in baselines.items()
+            if name in seconds
+        }
+        for name in sorted(seconds, key=seconds.get, reverse=True):
+            if block == "PyTorch" and name in blocks["all"][0]:
+                continue
+            row = {
+                "contender": name + " (fastest)" * (name == fastest),
+                "ms": f"{1000 * seconds[name]:.0f}",
+                "images/s": f"{batch / seconds[name]:.1f}",
+            }
+            for head in baselines:
+                row[f"to {head}"] = "-"
+                if head in ratios:
+                    middle, low, high = ratios[head][name]
+                    row[f"to {head}"] = f"{middle:.2f} ({low:.2f}-{high:.2f})"
+            row["peak MB"] = f"{result['peak_mb'][name]:.0f}"
+            table.append(row)
+    return table
+
+
+def describe(case):
+    return (
+        f"{case.student} <- {case.teacher}, {case.size} px, batch "
+        f"{case.batch}, K {case.queue_size:,}"
+    )
+
+
+# -- Check -----------------------------------------------------------------
+
+
+def check(case, steps=3):
+    """Losses of both sides from the same weights, queue and images.
+
+    Dropout, of which each framework has its own, is off, and our teacher in
+    float32.
+
+    Returns:
+        float array `[steps, 2]`, ours and PyTorch's.
+    """
+    import keras
+    import tensorflow as tf
+    import torch
+
+    from benchmarks import torch_seed
+
+    ours = model(case, teacher_precision="float32")
+    for layer in ours.student.backbone.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    student = torch_seed.network_of(case.student, ours.student)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    step = torch_seed.Step(
+        student,
+        torch_seed.network_of(case.teacher, ours.teacher),
+        torch.from_numpy(ours.queue.embeddings.numpy().T.copy()),
+    )
+    batches = random_images(case, steps)
+    losses = []
+    for images in batches:
+        data = tf.data.Dataset.from_tensors(images)
+        history = ours.fit(data, verbose=0).history
+        losses.append((history["loss"][0], step(torch_seed.normalised(images))))
+    return np.array(losses)
+
+
+# -- Profile ---------------------------------------------------------------
+
+
+def profile(case, precision):
+    """Where the time of our step goes, and what is achieved in it.
+
+    Parts are compiled alone; what the whole step takes beyond them is "rest",
+    which may be negative, since TensorFlow runs operations side by side.
+
+    Returns:
+        two lists of rows: the parts, and the whole step's operations.
+    """
+    import tensorflow as tf
+
+    from seed_tf import losses
+    from seed_tf.training import cost
+
+    seed = model(case, precision)
+    student, variables = seed.student, seed.student.trainable_variables
+    images = tf.constant(random_images(case, 1)[0])
+    view = tf.cast(images, tf.float32)
+    units = [
+        losses.normalise(
+            np.random.default_rng(i).normal(size=(case.batch, 128))
+        )
+        for i in range(2)
+    ]
+
+    def targets():
+        return seed._targets([view])  # by the rewritten copy of the teacher
+
+    def forward_and_back():
+        with tf.GradientTape() as tape:
+            embeddings = losses.normalise(student(view, training=True))
+            total = tf.reduce_sum(embeddings * units[0])
+        return tape.gradient(total, variables)
+
+    def loss_and_queue():
+        with tf.GradientTape() as tape:
+            tape.watch(units[0])
+            value, metrics = losses.similarity_distillation(
+                *units, seed.queue.embeddings.value, return_metrics=True
+            )
+            mean = tf.reduce_mean(value)
+        gradient = tape.gradient(mean, units[0])
+        seed.queue.enqueue(units[1])
+        return gradient, metrics
+
+    gradients = [tf.constant(g) for g in forward_and_back()]
+    parts = {
+        "teacher": targets,
+        "student, forward and back": forward_and_back,
+        "loss and queue": loss_and_queue,
+        "optimiser": lambda: seed.minimise(gradients, variables),
+        "step": lambda: seed.train_step(images),
+    }
+    seed.optimizer.build(variables)
+    compiled = {name: tf.function(part) for name, part in parts.items()}
+    rounds = time_in_turns(compiled, FLAGS.rounds, FLAGS.steps, FLAGS.warm_up)
+    seconds = timing.medians(rounds)
+    seconds["rest"] = 2 * seconds["step"] - sum(seconds.values())
+    flops = cost.of_step(seed, encoder=student, batch_size=case.batch).flops
+    flops = dict(zip(parts, flops.values(), strict=False))
+    flops["step"] = sum(flops.values())
+    rows = [
+        {
+            "part": name,
+            "ms": f"{1000 * seconds[name]:.0f}",
+            "share": f"{100 * seconds[name] / seconds['step']:.0f} %",
+            "GFLOP": f"{flops[name] / 1e9:.1f}" if name in flops else "-",
+            "GFLOP/s": f"{flops[name] / seconds[name] / 1e9:.0f}"
+            if name in flops
+            else "-",
+        }
+        for name in [*list(parts)[:-1], "rest", "step"]
+    ]
+    return rows, operations(compiled["step"], FLAGS.steps)
+
+
+def operations(function, steps, most=15):
+    """Rows: the types of operations that take most of a function's time.
+
+    Times add up what each operation took, also of those side by side.
+    """
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            for _ in range(steps):
+                function()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(path.read_bytes())
+    seconds, counts = collections.Counter(), collections.Counter()
+    for plane in space.planes:
+        for event in (e for line in plane.lines for e in line.events):
+            name = plane.event_metadata[event.metadata_id].name
+            # "model/conv1/Conv2D:_MklNativeConv2D", and other things.
+            found = re.fullmatch("[^:]+:([A-Za-z0-9_]+)", name)
+            if found and found[1] not in _CALLS:
+                seconds[found[1]] += event.duration_ps / 1e12 / steps
+                counts[found[1]] += 1
+    total = sum(seconds.values())
+    return [
+        {
+            "operation": name,
+            "ms": f"{1000 * value:.1f}",
+            "share": f"{100 * value / total:.0f} %",
+            "times": f"{counts[name] / steps:.0f}",
+        }
+        for name, value in seconds.most_common(most)
+    ]
+
+
+# Their time is that of the operations within.
+_CALLS = {"PartitionedCall", "StatefulPartitionedCall", "While", "If"}
+
+
+def time_in_turns(functions, rounds, steps, warm_up=2):
+    """Seconds per call of functions that run in this process, by round."""
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    measured = []
+    for _ in range(rounds):
+        seconds = {}
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(steps):
+                function()
+            seconds[name] = (time.perf_counter() - start) / steps
+        measured.append(seconds)
+    return measured
+
+
+# -- The machine -----------------------------------------------------------
+
+
+def roofline():
+    """Rows: the best rates that large operations reach, all cores at work."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+
+    def random(*shape):
+        return tf.constant(rng.standard_normal(shape, np.float32))
+
+    n, maps, width = 3072, (32, 28, 28), 256
+    matrices = random(n, n), random(n, n)
+    convolution = random(*maps, width), random(3, 3, width, width)
+    operations = {
+        "matrix product": (tf.matmul, matrices, 2 * n**3),
+        "convolution 3x3": (
+            lambda x, w: tf.nn.conv2d(x, w, 1, "SAME"),
+            convolution,
+            2 * int(np.prod(maps)) * width * width * 9,
+        ),
+    }
+    functions, work = {}, {}
+    for name, (operation, arguments, flops) in operations.items():
+        for dtype in ("float32", "bfloat16"):
+            cast = [tf.cast(x, dtype) for x in arguments]
+            label = f"{name}, {dtype}"
+            compiled = tf.function(operation)
+            functions[label] = lambda f=compiled, x=cast: f(*x)
+            work[label] = flops
+    source = np.ones(2**26, np.float32)
+    target = np.zeros_like(source)
+    functions["copy"] = lambda: copy(source, target)
+    work["copy"] = 2 * source.nbytes  # read and written
+    rounds = time_in_turns(functions, FLAGS.rounds, FLAGS.steps)
+    table = []
+    for name in functions:
+        rates = [work[name] / seconds[name] / 1e9 for seconds in rounds]
+        unit = "GB/s" if name == "copy" else "GFLOP/s"
+        table.append(
+            {
+                "operation": name,
+                "median": f"{statistics.median(rates):.0f} {unit}",
+                "best": f"{max(rates):.0f} {unit}",
+            }
+        )
+    return table
+
+
+def copy(source, target):
+    """Copies an array by as many threads as there are cores."""
+    pairs = zip(
+        *(np.array_split(x, os.cpu_count()) for x in (target, source)),
+        strict=True,
+    )
+    threads = [threading.Thread(target=np.copyto, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+# -- Command line ----------------------------------------------------------
+
+
+def chosen_cases():
+    changes = {
+        "teacher": FLAGS.teacher,
+        "queue_size": FLAGS.queue_size,
+        "batch": FLAGS.batch,
+        "size": FLAGS.size,
+    }
+    changes = {k: v for k, v in changes.items() if v is not None}
+    return {name: CASES[name]._replace(**changes) for name in FLAGS.case}
+
+
+def main(_):
+    if FLAGS.worker:
+        work(**json.loads(FLAGS.worker))
+        return
+    machine = timing.machine("tensorflow", "keras", "torch")
+    results = {"machine": machine, "cases": {}}
+    text = ["; ".join(f"{k}: {v}" for k, v in machine.items())]
+    print(text[0], flush=True)
+
+    def say(title, table):
+        text.append(f"## {title}\n\n{timing.markdown(table)}")
+        print(f"\n{text[-1]}", flush=True)
+
+    if FLAGS.roofline or FLAGS.profile:
+        results["roofline"] = roofline()
+        say("The machine", results["roofline"])
+    for name, case in chosen_cases().items():
+        title = f"{name}: {describe(case)}"
+        if FLAGS.check:
+            small = case._replace(
+                size=FLAGS.size or 64,
+                batch=FLAGS.batch or 8,
+                queue_size=min(case.queue_size, 256),
+            )
+            losses = check(small)
+            say(
+                f"{name}: {describe(small)}",
+                [
+                    {"seed_tf": f"{a:.6f}", "PyTorch": f"{b:.6f}"}
+                    for a, b in losses
+                ],
+            )
+            results["cases"][name] = losses.tolist()
+        elif FLAGS.profile:
+            results["cases"][name] = {}
+            for precision in FLAGS.precision:
+                tables = profile(case, precision)
+                results["cases"][name][precision] = tables
+                for table in tables:
+                    say(f"{title}, student {precision}", table)
+        elif not FLAGS.roofline:
+            results["cases"][name] = result = compare(case)
+            say(title, rows(result))
+        if FLAGS.output:
+            timing.write(FLAGS.output, results, "\n\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

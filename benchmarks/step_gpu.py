@@ -1,0 +1,315 @@
+"""Our step on a GPU machine that has JAX and PyTorch but no TensorFlow.
+
+    python -m benchmarks.step_gpu --write=folder       # where TensorFlow is
+    python -m benchmarks.step_gpu --run=folder         # where the GPU is
+
+The first writes whole training steps as XLA programs (`benchmarks.hlo_step`):
+views, both towers, loss, queue, optimiser; the second runs them in turns with
+the authors' algorithm in PyTorch (`benchmarks.torch_seed`), which gets views
+ready in the GPU's memory. It needs of this repository `benchmarks` and
+`tests/torch_layouts.py`. Cases as in `benchmarks.step`, batch 256, 224 px.
+"float32" means TF32 products on both sides, as both frameworks' compilers
+choose.
+
+It has never run on a GPU: the programs were written by TensorFlow 2.21 and run
+by JAX 0.10 on a CPU, with small images.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import timing
+from benchmarks.cases import CASES, Case, model
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("write", None, "Folder to write programs to.")
+flags.DEFINE_string("run", None, "Folder with programs to run.")
+flags.DEFINE_multi_enum("case", ["a", "b", "d"], list(CASES), "Which steps.")
+flags.DEFINE_multi_enum(
+    "precision",
+    ["float32", "mixed_bfloat16"],
+    ["float32", "mixed_bfloat16"],
+    "Of our networks; with bfloat16 the teacher is in it as a whole.",
+)
+flags.DEFINE_string("teacher", "resnet50", "A backbone.")
+flags.DEFINE_integer("queue_size", 65536, "K, a multiple of the batch.", 1)
+flags.DEFINE_integer("batch", 256, "Images.", 1)
+flags.DEFINE_integer("size", 224, "Pixels of a view.", 1)
+flags.DEFINE_integer("source", 256, "Pixels of the images before.", 1)
+flags.DEFINE_integer(
+    "losses", 0, "Steps to run here as well, whose losses --run compares."
+)
+flags.DEFINE_integer("rounds", 8, "Turns of each contender.", 1)
+flags.DEFINE_integer("steps", 10, "Steps in a turn.", 1)
+flags.DEFINE_integer("warm_up", 5, "Steps before the first round.", 1)
+flags.DEFINE_string("output", None, "Where to write .json and .md, a stem.")
+flags.DEFINE_string("worker", None, "Internal: a contender, as JSON.")
+
+TORCH = {
+    "PyTorch float32": {"channels_last": True, "fused": True},
+    "PyTorch autocast bfloat16": {
+        "channels_last": True,
+        "fused": True,
+        "autocast": True,
+    },
+    "PyTorch autocast bfloat16, torch.compile": {
+        "channels_last": True,
+        "fused": True,
+        "autocast": True,
+        "compile": True,
+    },
+}
+# JAX would take most of the GPU's memory for itself.
+SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+# -- Where TensorFlow is ---------------------------------------------------
+
+
+def write_steps(folder):
+    import seed_tf
+    from seed_tf.training import cost
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FLAGS.case:
+        case = CASES[name]._replace(
+            teacher=FLAGS.teacher,
+            queue_size=FLAGS.queue_size,
+            batch=FLAGS.batch,
+            size=FLAGS.size,
+        )
+        for precision in FLAGS.precision:
+            print(f"Writing {name}, {precision} ...", flush=True)
+            seed = model(
+                case,
+                precision,
+                views=seed_tf.views.moco_v2(case.size),
+                teacher_precision=precision.removeprefix("mixed_"),
+            )
+            flops = cost.of_step(
+                seed, encoder=seed.student, batch_size=case.batch
+            ).flops
+            notes = {
+                "case": case._asdict(),
+                "precision": precision,
+                "source": FLAGS.source,
+                "flops": sum(flops.values()),
+                "losses": write_step(
+                    seed, case, folder / f"{name}.{precision}"
+                ),
+            }
+            path = folder / f"{name}.{precision}.json"
+            path.write_text(json.dumps(notes, indent=1) + "\n")
+
+
+def write_step(seed, case, stem):
+    """Writes one step; returns the losses of the first `--losses` steps."""
+    import tensorflow as tf
+
+    from benchmarks import hlo_step
+
+    repeat_values(seed)
+    seed.optimizer.build(seed.trainable_variables)
+
+    def step(images):
+        return seed.train_step(images)["loss"]
+
+    images = tf.constant(source_images(case.batch, FLAGS.source))
+    compiled = tf.function(step, jit_compile=True, autograph=False)
+    hlo_step.write(compiled, [images], stem)
+    run = tf.function(step)
+    # The running mean that is logged.
+    return [float(run(images)) for _ in range(FLAGS.losses)]
+
+
+def repeat_values(seed, count=4096):
+    """Leaves large weights few different values, so that files are small.
+
+    Times do not depend on them.
+    """
+    for variable in seed.variables:
+        values = variable.numpy()
+        if values.size > count:
+            repeated = np.resize(values.ravel()[:count], values.shape)
+            variable.assign(repeated)
+    seed.make_train_function(force=True)  # copies of the teacher follow it
+
+
+def source_images(batch, size):
+    shape = batch, size, size, 3
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+# -- Where the GPU is ------------------------------------------------------
+
+
+def work(stem=None, case=None, torch=None):
+    if stem is None:
+        work_torch(Case(*case), torch)
+    else:
+        work_ours(stem)
+
+
+def work_ours(stem):
+    import jax
+
+    from benchmarks import hlo_step
+
+    notes = json.loads(pathlib.Path(f"{stem}.json").read_text())
+    program = hlo_step.Program(stem)
+    device = jax.devices()[0]
+    batch = notes["case"]["batch"]
+    images = jax.device_put(source_images(batch, notes["source"]), device)
+    expected = iter(notes["losses"])
+
+    def step():
+        (loss,) = program(images)
+        loss.block_until_ready()
+        value = next(expected, None)
+        if value is not None:
+            np.testing.assert_allclose(float(loss), value, rtol=0.02)
+
+    def peak():
+        statistics = device.memory_stats() or {}
+        return statistics.get("peak_bytes_in_use", 0) / 2**20
+
+    timing.Turns(peak).repeat(step)
+
+
+def work_torch(case, options):
+    import torch
+
+    from benchmarks import torch_seed
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(os.cpu_count())
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    step = torch_seed.Step(
+        torch_seed.network(case.student),
+        torch_seed.network(case.teacher),
+        torch_seed.random_queue(case.queue_size),
+        torch_seed.Options(**options),
+        device=device,
+    )
+    images = torch_seed.normalised(source_images(case.batch, case.size))
+    images = step.put(images)
+
+    def peak():
+        if device == "cpu":
+            return timing.peak_mb()
+        return torch.cuda.max_memory_reserved() / 2**20
+
+    timing.Turns(peak).repeat(lambda: step(images))
+
+
+def peak_rates():
+    """FLOP/s that large matrix products reach, by precision; or nothing."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    torch.backends.cuda.matmul.allow_tf32 = True
+    rates = {}
+    for precision, dtype in (
+        ("float32", torch.float32),
+        ("mixed_bfloat16", torch.bfloat16),
+    ):
+        a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in "ab")
+        for count in (3, 20):  # the first to warm up
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+            begin.record()
+            for _ in range(count):
+                a @ b
+            end.record()
+            end.synchronize()
+        seconds = begin.elapsed_time(end) / 1000 / count
+        rates[precision] = 2 * 8192**3 / seconds
+    return rates
+
+
+def compare(name, folder, rates):
+    """Rounds and rows of one case."""
+    notes = {
+        precision: json.loads((folder / f"{name}.{precision}.json").read_text())
+        for precision in FLAGS.precision
+    }
+    case = Case(**notes[FLAGS.precision[0]]["case"])
+
+    def worker(**spec):
+        return lambda: timing.Worker("benchmarks.step_gpu", spec, SHARED_GPU)
+
+    workers = {
+        label: worker(case=case, torch=options)
+        for label, options in TORCH.items()
+    }
+    for precision in notes:
+        stem = str(folder / f"{name}.{precision}")
+        workers[f"seed_tf, {precision}"] = worker(stem=stem)
+    with contextlib.ExitStack() as stack:
+        started, failed = timing.start(stack, workers, FLAGS.warm_up)
+        rounds, peaks = timing.take_turns(started, FLAGS.rounds, FLAGS.steps)
+    seconds = timing.medians(rounds)
+    torch = [label for label in seconds if label in TORCH]
+    ratios = {}
+    if torch:
+        ratios = timing.ratios(rounds, min(torch, key=seconds.get))
+    flops = next(iter(notes.values()))["flops"]
+    rows = []
+    for label in sorted(seconds, key=seconds.get, reverse=True):
+        half = "mixed_bfloat16" if "bfloat16" in label else "float32"
+        share = flops / seconds[label] / rates[half] if half in rates else None
+        ratio = ratios.get(label)
+        rows.append(
+            {
+                "contender": label,
+                "ms": f"{1000 * seconds[label]:.1f}",
+                "images/s": f"{case.batch / seconds[label]:,.0f}",
+                "to PyTorch's fastest": f"{ratio[0]:.2f}" if ratio else "-",
+                "peak MB": f"{peaks[label]:,.0f}",
+                "of the matrix rate": f"{100 * share:.0f} %" if share else "-",
+            }
+        )
+    return {"case": case._asdict(), "rounds": rounds, "failed": failed}, rows
+
+
+def main(_):
+    if FLAGS.worker:
+        work(**json.loads(FLAGS.worker))
+    elif FLAGS.write:
+        write_steps(pathlib.Path(FLAGS.write))
+    elif FLAGS.run:
+        run(pathlib.Path(FLAGS.run))
+    else:
+        raise app.UsageError("Say --write=folder or --run=folder.")
+
+
+def run(folder):
+    try:
+        rates = peak_rates()
+    except ImportError:
+        rates = {}
+    machine = timing.machine("jax", "torch")
+    results = {"machine": machine, "matrix_rates": rates, "cases": {}}
+    text = ["; ".join(f"{k}: {v}" for k, v in machine.items())]
+    text += [f"{k}: {v / 1e12:.0f} TFLOP/s" for k, v in rates.items()]
+    print("\n".join(text), flush=True)
+    for name in FLAGS.case:
+        results["cases"][name], rows = compare(name, folder, rates)
+        title = "{student} <- {teacher}, {size} px, batch {batch}".format(
+            **results["cases"][name]["case"]
+        )
+        text.append(f"## {name}: {title}\n\n{timing.markdown(rows)}")
+        print(f"\n{text[-1]}", flush=True)
+        if FLAGS.output:
+            timing.write(FLAGS.output, results, "\n\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,203 @@
+"""What the benchmarks compare is the same work, and their statistics."""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import seed_tf
+from benchmarks import timing
+
+try:
+    import torch
+
+    from benchmarks import torch_seed
+except ImportError:
+    torch = None
+
+
+def keras_network(seed):
+    """Convolution, BatchNorm, LeakyReLU, dense; of images."""
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            keras.layers.Rescaling(1 / 64, offset=-2),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(epsilon=1e-5),
+            # Not one of those that a frozen teacher runs in 16 bits.
+            keras.layers.LeakyReLU(negative_slope=0.2),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(16),
+        ]
+    )
+
+
+def torch_network(model):
+    """The same in PyTorch, of images after the rescaling."""
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.LeakyReLU(0.2),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 16),
+    )
+    convolution, norm, dense = (model.layers[i] for i in (1, 2, 5))
+    values = [
+        convolution.kernel.numpy().transpose(3, 2, 0, 1),
+        convolution.bias.numpy(),
+        norm.gamma.numpy(),
+        norm.beta.numpy(),
+        dense.kernel.numpy().T,
+        dense.bias.numpy(),
+    ]
+    with torch.no_grad():
+        for parameter, value in zip(net.parameters(), values, strict=True):
+            parameter.copy_(torch.from_numpy(value.copy()))
+    return net
+
+
+class StatisticsTest(absltest.TestCase):
+    rounds = [
+        {"slow": 4.0, "fast": 1.0},
+        {"slow": 9.0, "fast": 3.0},
+        {"slow": 8.0, "fast": 4.0},
+    ]
+
+    def test_medians(self):
+        self.assertEqual(
+            timing.medians(self.rounds), {"slow": 8.0, "fast": 3.0}
+        )
+
+    def test_ratios_are_taken_within_rounds(self):
+        ratios = timing.ratios(self.rounds, "slow")
+        self.assertEqual(ratios["slow"], (1.0, 1.0, 1.0))
+        # Of 4, 3 and 2; the ratio of the medians would be 8 / 3.
+        self.assertEqual(ratios["fast"], (3.0, 2.5, 3.5))
+
+    def test_ratio_of_one_round(self):
+        ratios = timing.ratios(self.rounds[:1], "slow")
+        self.assertEqual(ratios["fast"], (4.0, 4.0, 4.0))
+
+    def test_markdown(self):
+        table = timing.markdown([{"a": 1, "b": "x"}, {"a": 2, "b": "y"}])
+        self.assertEqual(
+            table, "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 | y |"
+        )
+
+
+class LinearityTest(parameterized.TestCase):
+    def test_exponents(self):
+        found = timing.exponents([1, 2, 8], [3, 6, 24 * 4])
+        np.testing.assert_allclose(found, [1, 2])
+
+    @parameterized.parameters(
+        ([1.0, 2.0, 4.0, 8.0], "linear throughout"),
+        ([1.9, 2.0, 4.0, 8.0], "less than linear up to 20"),
+        ([1.0, 2.0, 4.0, 9.0], "more than linear beyond 40"),
+        (
+            [1.9, 2.0, 4.0, 9.0],
+            "less than linear up to 20; more than linear beyond 40",
+        ),
+    )
+    def test_linearity(self, seconds, expected):
+        sentence = timing.linearity([10, 20, 40, 80], [1, 2, 4, 8], seconds)
+        self.assertEqual(sentence, expected)
+
+
+WORKER = """
+import sys, time
+from benchmarks import timing
+
+print("what a library says")
+turns = timing.Turns()
+if "fail" in sys.argv[1]:
+    raise OSError("no such thing")
+turns.repeat(lambda: time.sleep(0.03))
+"""
+
+
+class WorkerTest(absltest.TestCase):
+    def start(self, spec):
+        module = self.create_tempfile("a_worker.py", WORKER)
+        folders = [str(module.full_path).rpartition("/")[0], *sys.path]
+        worker = timing.Worker(
+            "a_worker", spec, {"PYTHONPATH": ":".join(folders)}
+        )
+        self.addCleanup(worker.close)
+        return worker
+
+    def test_turns(self):
+        workers = {name: self.start(name) for name in ("one", "two")}
+        rounds, peaks = timing.take_turns(workers, rounds=2, steps=10)
+        self.assertLen(rounds, 2)
+        for seconds in rounds:
+            self.assertEqual(set(seconds), set(workers))
+            for value in seconds.values():
+                self.assertBetween(value, 0.03, 0.29)  # of one step
+        self.assertGreater(peaks["one"], 1)
+
+    def test_failure(self):
+        with self.assertRaisesRegex(
+            timing.ContenderError, "OSError: no such thing"
+        ):
+            self.start("fail").run(1)
+
+
+class WriteTest(absltest.TestCase):
+    def test_write(self):
+        stem = self.create_tempdir().full_path + "/new/step"
+        timing.write(stem, {"cases": [1]}, "text\n")
+        with open(stem + ".json") as file:
+            self.assertEqual(json.load(file), {"cases": [1]})
+        with open(stem + ".md") as file:
+            self.assertEqual(file.read(), "text\n")
+
+
+@absltest.skipIf(torch is None, "needs PyTorch: pip install seed_tf[torch]")
+class TorchSeedTest(absltest.TestCase):
+    def test_same_losses_as_ours(self):
+        """Three steps from the same weights, queue and images."""
+        student, teacher = keras_network(0), keras_network(1)
+        before = student.layers[1].kernel.numpy()
+        ours = seed_tf.SEED(
+            student,
+            teacher,
+            views=lambda images: tf.cast(images, tf.float32),
+            queue_size=32,
+        )
+        ours.compile(seed_tf.training.SGD(0.5))
+        step = torch_seed.Step(
+            torch_network(student),
+            torch_network(teacher),
+            torch.from_numpy(ours.queue.embeddings.numpy().T.copy()),
+            torch_seed.Options(channels_last=True, fused=True),
+            learning_rate=0.5,
+        )
+        images = np.random.default_rng(0).integers(
+            0, 256, (3, 16, 8, 8, 3), np.uint8
+        )
+        actual, expected = [], []
+        for batch in images:
+            data = tf.data.Dataset.from_tensors(batch)
+            history = ours.fit(data, verbose=0).history
+            actual += history["loss"]
+            rescaled = torch.from_numpy(batch).float() / 64 - 2
+            expected.append(step(step.put(rescaled.movedim(-1, 1))))
+        np.testing.assert_allclose(actual, expected, rtol=1e-4)
+        # Training counts: it would tell another optimiser or gradient.
+        moved = np.abs(student.layers[1].kernel.numpy() - before)
+        self.assertGreater(moved.max(), 0.01)
+        # The third batch overwrote the first.
+        self.assertEqual(step.cursor, 16)
+        np.testing.assert_allclose(
+            step.queue.numpy().T, ours.queue.embeddings.numpy(), atol=1e-5
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
