@@ -124,7 +124,8 @@ class MultiWorkerTest(absltest.TestCase):
         deadline = time.monotonic() + SECONDS
         while newest(output) < step:
             for process in processes:
-                self.assertIsNone(process.poll())
+                if process.poll() is not None:
+                    self.fail(process.communicate()[0][-4000:])
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.05)
 

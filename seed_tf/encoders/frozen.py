@@ -3,6 +3,7 @@
 import collections
 
 import keras
+import tensorflow as tf
 from absl import logging
 from keras import ops
 
@@ -175,6 +176,12 @@ def _pairs(network):
 def _clone(network, pairs, dtype):
     """The network without what is absorbed, in another dtype or its own."""
     absorbed = list(pairs.values())
+    policy = dtype
+    strategy = tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        # A new variable's value goes to other workers by a broadcast that does
+        # not know bfloat16: weights stay in float32.
+        policy = f"mixed_{dtype}"
 
     def clone(layer):
         if layer in absorbed:
@@ -183,7 +190,7 @@ def _clone(network, pairs, dtype):
         if layer in pairs:
             config["use_bias"] = True
         if dtype:
-            config["dtype"] = dtype
+            config["dtype"] = policy
         return type(layer).from_config(config)
 
     return keras.models.clone_model(network, clone_function=clone)
