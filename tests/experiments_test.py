@@ -69,6 +69,7 @@ class LaunchersTest(absltest.TestCase):
         self.assertEqual(config["launcher"], "distill")
         self.assertEqual(config["hidden_dim"], 64)
         self.assertEqual(config["queue_size"], 600)
+        self.assertIn(config["precision"], ("float32", "mixed_bfloat16"))
         with open(os.path.join(student, "metrics.jsonl")) as f:
             lines = [json.loads(line) for line in f]
         self.assertEqual([line["step"] for line in lines], [2, 4])

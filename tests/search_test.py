@@ -366,11 +366,11 @@ class CrashTest(Folder):
             "import sys, time\n"
             "from seed_tf.search import building\n"
             "building.SHARD = 8\n"
-            "class Progress(building._Progress):\n"
+            "class Progress(building.Progress):\n"
             "    def __call__(self, done):\n"
             "        print(done, flush=True)\n"
             "        time.sleep(600 if done >= 20 else 0)\n"
-            "building._Progress = Progress\n"
+            "building.Progress = Progress\n"
             "building.build(*sys.argv[1:], image_size=32, batch_size=4)\n"
         )
         arguments = [self.index, str(self.photos), self.encoder]

@@ -150,6 +150,22 @@ class KerasModelTest(parameterized.TestCase):
         for a, b in zip(model.teacher.get_weights(), before, strict=True):
             np.testing.assert_array_equal(a, b)
 
+    def test_one_trace_for_each_size_of_batch(self):
+        traces = []
+
+        def views(images):  # Python code runs while a step is traced
+            traces.append(images.shape[0])
+            return same_pixels(images)
+
+        model = self.model(views=views)
+        traces.clear()
+        data = tf.data.Dataset.from_tensor_slices(random_images(20)).batch(8)
+        model.fit(data, epochs=1, verbose=0)
+        self.assertIn(traces, ([8, None], [None], [8, 4]))
+        traces.clear()
+        model.fit(data, epochs=2, verbose=0)
+        self.assertEmpty(traces)
+
     def test_the_teacher_runs_in_inference_mode_outside_the_tape(self):
         student, _ = towers()
         norm = keras.layers.BatchNormalization()

@@ -21,7 +21,7 @@ from absl.testing import absltest, flagsaver, parameterized
 from run_helpers import import_launcher, pictures
 
 import seed_tf
-from seed_tf import datasets, stateless, view_cache
+from seed_tf import datasets, resumable, stateless, view_cache
 from seed_tf.datasets import sources
 from seed_tf.view_cache import building, cache
 from seed_tf.view_cache.cache import FixedViews, ViewCache
@@ -368,7 +368,10 @@ class ViewCacheTest(parameterized.TestCase):
         lines, path = [], self.create_tempdir().full_path
         clock = mock.Mock()
         clock.monotonic.side_effect = np.arange(0.0, 1e4, 20)
-        with mock.patch.object(building, "time", clock):
+        with (
+            mock.patch.object(building, "time", clock),
+            mock.patch.object(resumable, "time", clock),
+        ):
             build(
                 path,
                 self.data,
@@ -429,8 +432,8 @@ class ViewCacheTest(parameterized.TestCase):
     def test_one_process_at_a_time(self):
         path = self.copy()
         with (
-            building._locked(path),
-            self.assertRaisesRegex(ValueError, "Another process is making"),
+            resumable.locked(path),
+            self.assertRaisesRegex(ValueError, "Another process is building"),
         ):
             build(path, self.data, teacher=self.teacher)
         file = os.path.join(path, "cache.json")

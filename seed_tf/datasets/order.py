@@ -50,6 +50,23 @@ class Order:
     first_step: int
     epochs: int
 
+    @classmethod
+    def once(cls, size, batch_size):
+        """All of `size` images once, in their own order, read by one."""
+        return cls(
+            total=size,
+            start=0,
+            size=size,
+            held_out=False,
+            batch_size=batch_size,
+            rows=(0, batch_size),
+            drop_remainder=False,
+            shuffle=False,
+            seed=0,
+            first_step=0,
+            epochs=1,
+        )
+
     @property
     def steps_per_epoch(self):
         whole, rest = divmod(self.size, self.batch_size)

@@ -295,19 +295,7 @@ class LabelledImages:
         else:
             source = sources.tfds(self.dataset, self._path, self.split)
         left, size = source.size, 256
-        order = Order(
-            total=left,
-            start=0,
-            size=left,
-            held_out=False,
-            batch_size=size,
-            rows=(0, size),
-            drop_remainder=False,
-            shuffle=False,
-            seed=0,
-            first_step=0,
-            epochs=1,
-        )
+        order = Order.once(left, size)
         for batch in source.records(order).as_numpy_iterator():
             # The last batch's places beyond the last image hold anything.
             for record in list(zip(*batch, strict=True))[:left]:

@@ -2,25 +2,22 @@
 
 import contextlib
 import datetime
-import fcntl
 import glob
 import json
 import os
 import shutil
-import time
 
 import numpy as np
-from absl import logging
 
 from seed_tf.checkpoints import load_teacher
 from seed_tf.datasets import CorruptFiles, pipeline
 from seed_tf.datasets.order import Order
 from seed_tf.datasets.sources import Source
 from seed_tf.evaluation.features import embedder
+from seed_tf.resumable import Progress, locked
 from seed_tf.search import vectors
 from seed_tf.search.index import FILES, Index, normalised
 from seed_tf.search.listing import Listing
-from seed_tf.training.callbacks import duration
 from seed_tf.training.saving import fingerprint, replacing
 
 SHARD = 2048  # images, that a killed process loses at most
@@ -94,7 +91,7 @@ def build(
         raise ValueError(
             f"`images` must be an existing folder. Received: {images!r}."
         )
-    with _locked(path):
+    with locked(path):
         model = load_teacher(encoder)
         config = {
             "encoder": os.path.abspath(os.path.expanduser(encoder)),
@@ -245,7 +242,7 @@ class _Builder:
             for file in glob.glob(os.path.join(self._shards, "?????????.npz"))
         ]
         shard = max(names, default=-1) + 1
-        report = _Progress(len(pending), self._write)
+        report = Progress(len(pending), "images", self._write)
         numbers, rows, first = [], [], 0
         for step, (batch, good) in enumerate(
             self._batches(listing, pending, batch_size, corrupt)
@@ -290,19 +287,7 @@ class _Builder:
             fetch=fetch,
             name=lambda place: listing.paths[pending[place]],
         )
-        order = Order(
-            total=source.size,
-            start=0,
-            size=source.size,
-            held_out=False,
-            batch_size=batch_size,
-            rows=(0, batch_size),
-            drop_remainder=False,
-            shuffle=False,
-            seed=0,
-            first_step=0,
-            epochs=1,
-        )
+        order = Order.once(source.size, batch_size)
         squares = pipeline.squares(
             self._config["image_size"], self._config["resize"]
         )
@@ -352,54 +337,6 @@ class _Builder:
                 os.replace(os.path.join(self._ready, name), self._file(name))
         shutil.rmtree(self._shards, ignore_errors=True)
         os.rmdir(self._ready)
-
-
-class _Progress:
-    """Writes a line now and then: images, rate, time left."""
-
-    def __init__(self, total, write, every=10.0):
-        self._total, self._write, self._every = total, write, every
-        self._start = None
-
-    def __call__(self, done):
-        now = time.monotonic()
-        if self._start is None:  # the first batch traces and starts threads
-            self._start, self._first, self._last = now, done, now
-        if now - self._last < self._every and done < self._total:
-            return
-        self._last = now
-        line = f"  {done:,}/{self._total:,} images"
-        if done > self._first:
-            rate = (done - self._first) / (now - self._start)
-            left = duration((self._total - done) / rate)
-            line += f"  {rate:,.0f} images/s  {left} left"
-        self._write(line)
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Keeps other processes from building the same index."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise OSError(
-            f"The index folder {path!r} cannot be written: {error.strerror}."
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(
-            f"Another process is building {path!r}. Wait for it, or choose "
-            "another --index."
-        ) from None
-    except OSError as error:  # some network file systems
-        logging.warning("%r cannot be locked: %s.", path, error)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _found(numbers):

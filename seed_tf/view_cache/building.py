@@ -1,7 +1,5 @@
 """Computes a teacher's embeddings of fixed views, once, into a folder."""
 
-import contextlib
-import fcntl
 import glob
 import itertools
 import json
@@ -16,6 +14,7 @@ import tensorflow as tf
 
 from seed_tf import datasets, losses, precision, stateless
 from seed_tf.encoders.frozen import Frozen
+from seed_tf.resumable import Progress, locked
 from seed_tf.training.callbacks import duration
 from seed_tf.training.run import readable_bytes
 from seed_tf.training.saving import replacing
@@ -94,7 +93,7 @@ def build(
         "dim": dim,
         "teacher_precision": teacher_precision,
     }
-    with _locked(path):
+    with locked(path):
         builder = _Builder(path, config, write)
         if builder.pending:
             embed = _Embedder(teacher, views, teacher_precision, images)
@@ -176,7 +175,7 @@ class _Builder:
             f"{views:,} views to embed, some {duration(seconds)} of the "
             "teacher alone. Stop at any time: the same command goes on."
         )
-        report = _Progress(views, self._write)
+        report, embedded = Progress(views, "views", self._write), 0
         for first, last in _runs(self.pending):
             start, end = first * cache.SHARD, (last + 1) * cache.SHARD
             number, done = first, 0
@@ -186,7 +185,8 @@ class _Builder:
                 index = batch["index"].numpy() % cache.SHARD
                 rows[index] = embed(batch["images"], batch["keys"])
                 count = min(embed.batch_size, len(rows) - done)
-                report(count * rows.shape[1])
+                embedded += count * rows.shape[1]
+                report(embedded)
                 done += count
                 if done == len(rows):
                     self._save(number, rows)
@@ -321,49 +321,3 @@ def _runs(numbers):
     for _, group in groups:
         numbers = [number for _, number in group]
         yield numbers[0], numbers[-1]
-
-
-class _Progress:
-    """Writes a line now and then: views, rate, time left."""
-
-    def __init__(self, total, write, every=10.0):
-        self._total, self._write, self._every = total, write, every
-        self._done, self._start = 0, None
-
-    def __call__(self, count):
-        self._done += count
-        now = time.monotonic()
-        if self._start is None:  # the first batch traces and starts threads
-            self._start, self._first, self._last = now, self._done, now
-        if now - self._last < self._every and self._done < self._total:
-            return
-        self._last = now
-        line = f"  {self._done:,}/{self._total:,} views"
-        if self._done > self._first:
-            rate = (self._done - self._first) / (now - self._start)
-            left = duration((self._total - self._done) / rate)
-            line += f"  {rate:,.0f} views/s  {left} left"
-        self._write(line)
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Keeps other processes from making the same cache."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise OSError(
-            f"The folder {path!r} of the view cache cannot be written: "
-            f"{error.strerror}."
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ValueError(
-            f"Another process is making the view cache {path!r}. Wait for it, "
-            "or choose another --output."
-        ) from None
-    finally:
-        os.close(descriptor)
