@@ -161,17 +161,18 @@ class CallbacksTest(parameterized.TestCase):
         )
         for step in range(30):
             progress.on_train_batch_end(step, {"loss": 1.25, "other": 3})
-        self.assertLen(lines, 29)
+        self.assertLen(lines, 30)
+        self.assertEqual(lines[0], "  step 1/30  loss 1.250")
         self.assertRegex(
             lines[-1], r"step 30/30  loss 1.250  \d+ images/s  0 s left"
         )
 
-    def test_progress_says_little_but_always_the_end(self):
+    def test_progress_says_little_but_always_beginning_and_end(self):
         lines = []
         progress = Progress(30, 16, every=1000.0, write=lines.append)
         for step in range(30):
             progress.on_train_batch_end(step, {"loss": 1.25})
-        self.assertLen(lines, 1)
+        self.assertLen(lines, 2)
 
     @parameterized.parameters(
         (0.4, "0 s"), (59, "59 s"), (425, "7 min 05 s"), (12000, "3 h 20 min")

@@ -14,6 +14,8 @@ from seed_tf.training.saving import replacing
 class Progress(keras.callbacks.Callback):
     """Prints a line now and then: step, metrics, images/s, time left.
 
+    The first step has a line too, so that the wait for it is seen to end.
+
     Args:
         total_steps: int, of the whole run.
         batch_size: int, images per step.
@@ -49,7 +51,9 @@ class Progress(keras.callbacks.Callback):
         if self._start is None:
             # The first step traces and compiles; rates are taken after it.
             self._start, self._measured = now, 0
-            self._last = self._last or now
+            if self._last is None:
+                self._last = now
+                self._write(self._line(logs))
             return
         self._measured += 1
         if now - self._last < self._every and self._steps < self._total:
@@ -57,13 +61,16 @@ class Progress(keras.callbacks.Callback):
         self._last = now
         seconds = (now - self._start) / self._measured
         left = seconds * (self._total - self._steps)
+        self._write(
+            f"{self._line(logs)}  {self._batch / seconds:.0f} images/s  "
+            f"{duration(left)} left"
+        )
+
+    def _line(self, logs):
         values = "  ".join(
             f"{name} {logs[name]:.3f}" for name in self._show if name in logs
         )
-        self._write(
-            f"  step {self._steps}/{self._total}  {values}  "
-            f"{self._batch / seconds:.0f} images/s  {duration(left)} left"
-        )
+        return f"  step {self._steps}/{self._total}  {values}"
 
 
 class Evaluate(keras.callbacks.Callback):
