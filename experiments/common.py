@@ -437,6 +437,7 @@ def train(build, trained, *, num_views=1, view_cache=None):
         "epochs": FLAGS.epochs,
         "steps_per_epoch": data.steps_per_epoch,
         "batch_size": FLAGS.batch_size,
+        "targets_cached": view_cache is not None,
     }
     if FLAGS.dry_run:
         print(seed_tf.training.dry_run(model, teacher=teacher, **plan))

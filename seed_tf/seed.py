@@ -121,7 +121,7 @@ class SEED(TwoTower):
         self.student, self.teacher = student, teacher
         self.teacher.trainable = False
         self.teacher_precision = teacher_precision
-        self._frozen = Frozen(
+        self.frozen = Frozen(
             teacher,
             teacher_precision or precision.of_teacher(teacher_temperature),
         )
@@ -142,11 +142,11 @@ class SEED(TwoTower):
         self.built = True
 
     def make_train_function(self, force=False):
-        self._frozen.update()  # the teacher's weights may be other ones now
+        self.frozen.update()  # the teacher's weights may be other ones now
         super().make_train_function(force)
 
     def make_test_function(self, force=False):
-        self._frozen.update()
+        self.frozen.update()
         super().make_test_function(force)
 
     def call(self, images, training=False):
@@ -202,7 +202,7 @@ class SEED(TwoTower):
 
     def _targets(self, views):
         """The teacher's embeddings of each size of view, without gradient."""
-        return [losses.normalise(self._frozen(view)) for view in views]
+        return [losses.normalise(self.frozen(view)) for view in views]
 
     def _cached_targets(self, embeddings):
         """The same, stored: float16 `[B, n, D]`, full-size view first."""

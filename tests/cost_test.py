@@ -85,7 +85,11 @@ class CostTest(parameterized.TestCase):
         batch, dim, size = 16, 6, 50
         student, teacher = tower(4), tower(8)
         views = seed_tf.views.moco_v2(8)
-        shared = {"views": views, "queue_size": size}
+        shared = {
+            "views": views,
+            "queue_size": size,
+            "teacher_precision": "bfloat16",
+        }
         model = seed_tf.SEED(student, teacher, **shared)
         model.compile(seed_tf.training.SGD(0.1))
         step = cost.of_step(model, encoder=student, batch_size=batch)
@@ -102,12 +106,17 @@ class CostTest(parameterized.TestCase):
             },
         )
         count = student.count_params()
+        # The teacher's weights, and those of its copy in bfloat16.
         self.assertEqual(
-            step.bytes["weights"], 4 * (count + teacher.count_params())
+            step.bytes["weights"], 4 * count + 6 * teacher.count_params()
         )
         self.assertEqual(step.bytes["queue"], 4 * size * dim)
         # A velocity for each weight; rate and step besides.
         self.assertBetween(step.bytes["optimizer"], 4 * count, 4 * count + 16)
+        cached = cost.of_step(
+            model, encoder=student, batch_size=batch, targets_cached=True
+        )
+        self.assertEqual(cached.flops, step.flops | {"targets": 0})
         # The objective's own products, of both similarities to the queue
         # and of their gradient.
         model = seed_tf.SEED(

@@ -91,6 +91,11 @@ class Frozen:
         """What `model(images, training=False)` gives."""
         return self._whole(images, training=False)
 
+    @property
+    def variables(self):
+        """Those of the copy, none where the network runs as it is."""
+        return [] if self._copy is None else self._whole.variables
+
     def update(self):
         """Takes over the weights that the model has now."""
         if self._copy is None:

@@ -95,13 +95,14 @@ def forward_and_back(tower, shapes):
     return _trace(run, weights, others, *map(_floats, shapes))
 
 
-def of_step(model, *, encoder, batch_size):
+def of_step(model, *, encoder, batch_size, targets_cached=False):
     """Cost of a step of a compiled `SEED` or `MoCo`.
 
     Args:
         model: the model.
         encoder: keras.Model, the part of it that is trained.
         batch_size: int, images per step on one device.
+        targets_cached: bool, whether embeddings come from a view cache.
 
     Returns:
         `StepCost`.
@@ -111,12 +112,15 @@ def of_step(model, *, encoder, batch_size):
     shapes = [(batch_size * len(v), *v.shape[1:]) for v in samples]
     queues = [q for q in model.state.values() if isinstance(q, EmbeddingQueue)]
     trained = forward_and_back(encoder, shapes)
-    targets = [forward(other, shape) for shape in shapes]
+    targets = [Cost(0, 0)]
+    if not targets_cached:
+        targets = [forward(other, shape) for shape in shapes]
     compared = [
         _loss(model, shape[0], queue)
         for shape, queue in zip(shapes, queues, strict=True)
     ]
-    weights = sum(_bytes(v) for v in [*encoder.variables, *other.variables])
+    frozen = model.frozen.variables if hasattr(model, "frozen") else []
+    weights = [*encoder.variables, *other.variables, *frozen]
     activations = max(trained.bytes, *(target.bytes for target in targets))
     views = sum(4 * math.prod(shape) for shape in shapes)
     if not model.optimizer.built:
@@ -129,7 +133,7 @@ def of_step(model, *, encoder, batch_size):
             "loss": sum(loss.flops for loss in compared),
         },
         bytes={
-            "weights": weights,
+            "weights": sum(map(_bytes, weights)),
             "optimizer": sum(_bytes(v) for v in model.optimizer.variables),
             "queue": sum(_bytes(q.embeddings) for q in queues),
             "activations and gradients": activations + views,

@@ -49,6 +49,7 @@ def train(
     steps_per_epoch,
     batch_size,
     folder,
+    targets_cached=False,
     measures=None,
     monitor=None,
     patience=0,
@@ -71,6 +72,7 @@ def train(
         encoder: keras.Model, the part of `model` to save.
         epochs, steps_per_epoch, batch_size: ints.
         folder: `RunFolder`.
+        targets_cached: bool, whether batches come from a view cache.
         measures: see `Evaluate`.
         monitor: name of the measure, larger is better, by which the best
             checkpoint is chosen; None for the newest.
@@ -105,7 +107,10 @@ def train(
     if flops is None and folder.chief:
         replicas = model.distribute_strategy.num_replicas_in_sync
         counted = cost.of_step(
-            model, encoder=encoder, batch_size=batch_size // replicas
+            model,
+            encoder=encoder,
+            batch_size=batch_size // replicas,
+            targets_cached=targets_cached,
         )
         flops = replicas * sum(counted.flops.values())
 
@@ -347,7 +352,15 @@ class _Times(keras.callbacks.Callback):
 
 
 def dry_run(
-    model, load, *, encoder, epochs, steps_per_epoch, batch_size, teacher=None
+    model,
+    load,
+    *,
+    encoder,
+    epochs,
+    steps_per_epoch,
+    batch_size,
+    targets_cached=False,
+    teacher=None,
 ):
     """Tells what the whole run will cost, by its shapes and by a few steps.
 
@@ -364,7 +377,10 @@ def dry_run(
     replicas = model.distribute_strategy.num_replicas_in_sync
     checkpoints = Checkpoints("", model)  # builds the optimizer
     step = cost.of_step(
-        model, encoder=encoder, batch_size=batch_size // replicas
+        model,
+        encoder=encoder,
+        batch_size=batch_size // replicas,
+        targets_cached=targets_cached,
     )
     memory, parts = sum(step.bytes.values()), step.bytes.items()
     values = {
