@@ -31,7 +31,7 @@ flags.DEFINE_string("data_dir", None, "Holds train/ and test/.", required=True)
 flags.DEFINE_string("output", None, "Folder of all runs.", required=True)
 flags.DEFINE_integer("teacher_epochs", 25, "Of the teacher.", 1)
 flags.DEFINE_integer("epochs", 4, "Of each student.", 1)
-flags.DEFINE_integer("ablation_epochs", 2, "Of each row of the ablations.", 1)
+flags.DEFINE_integer("ablation_epochs", 1, "Of each row of the ablations.", 1)
 
 SIZE = 32
 STUDENTS = ("mobilenet_v3_large", "resnet18", "efficientnet_b0")
@@ -98,8 +98,8 @@ def runs():
     for label, changed in ABLATIONS.items():
         name = label.replace(" ", "_").replace(",", "")
         yield Run(
-            f"{ABLATED}_{name}",
-            f"{FLAGS.ablation_epochs} epochs, {label}",
+            f"ablation_{name}",
+            f"SEED, {label}",
             ABLATED,
             "distill",
             distilled | changed,
