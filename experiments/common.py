@@ -465,7 +465,6 @@ def _train(folder, model, teacher, data, plan):
         labelled = LabelledKNN(encoder, *data.labelled)
         measures["knn"] = labelled.accuracy, FLAGS.knn_every
     earlier = folder.read("summary.json").get("corrupt_files", {})
-    views = _some_views(model, data)
 
     def summary():
         return {"corrupt_files": {**earlier, **data.corrupt_files}}
@@ -474,7 +473,7 @@ def _train(folder, model, teacher, data, plan):
         seed_tf.training.write_run_report(
             folder,
             f"{launcher()}: {folder.path}",
-            views=views,
+            views=_some_views(model, data),
             neighbours=unseen and unseen.neighbours(),
         )
 

@@ -137,8 +137,12 @@ class SEED(TwoTower):
             self.small_queue = EmbeddingQueue(
                 queue_size, dim, seed=seed + 1, name="small_queue"
             )
-        _, measured = self._distil(samples, self._targets(samples))
-        self.track("loss", *measured, "queue_filled", "gradient_norm")
+        points = ops.convert_to_tensor(self.queue.embeddings)
+        _, measured = self._objective(points[:1], points[:1], points)
+        self.track(
+            *("loss", *measured, "cosine", "spread"),
+            *("queue_filled", "gradient_norm"),
+        )
         self.built = True
 
     def make_train_function(self, force=False):

@@ -85,6 +85,7 @@ def uniform(seeds, n):
     return tf.cast(bits, tf.float32) * 2.0**-24
 
 
+@tf.autograph.experimental.do_not_convert  # a second of a run's start
 def threefry(key, counter0, counter1):
     """Threefry-2x32-20, for each key a bijection of counters.
 

@@ -14,6 +14,11 @@ from seed_tf import stateless
 from seed_tf.datasets.decoding import EncodedImage
 
 
+# AutoGraph reads and rewrites the source of all that a map calls, which takes
+# half a second of every start, and finds nothing to do.
+_plain = tf.autograph.experimental.do_not_convert
+
+
 class Decoder(NamedTuple):
     """What is made of an image file.
 
@@ -95,6 +100,7 @@ def in_memory(arrays, order, accompany=None):
     """
     images, labels = (tf.constant(array) for array in arrays)
 
+    @_plain
     def batch(step):
         index = order.indices(step)
         if not order.drop_remainder:
@@ -134,6 +140,7 @@ def decoded(source, order, decoder, corrupt, accompany=None):
             corrupt.add(source.name(*record), _reason(error))
         return *blank, np.int64(-1), False
 
+    @_plain
     def read_row(present, record, draws, along):
         inputs = (present, record, draws)
         *images, label, good = tf.numpy_function(
@@ -149,6 +156,7 @@ def decoded(source, order, decoder, corrupt, accompany=None):
         good.set_shape([])
         return (tuple(images), label, along), good
 
+    @_plain
     def only_good(rows, good):
         def chosen():
             index = tf.where(good)[:, 0]
@@ -169,6 +177,7 @@ def decoded(source, order, decoder, corrupt, accompany=None):
 
         return tf.cond(tf.reduce_all(good), lambda: rows, chosen)
 
+    @_plain
     def place(step, record):
         present, along = order.places(step) < order.size, {}
         if accompany:
@@ -176,6 +185,7 @@ def decoded(source, order, decoder, corrupt, accompany=None):
             present &= known
         return present, record, decoder.draws(step, along), along
 
+    @_plain
     def element(images, labels, along):
         images = images[0] if len(images) == 1 else images
         return _with(along, images), labels

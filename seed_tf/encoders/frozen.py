@@ -192,6 +192,8 @@ def _clone(network, pairs, dtype):
         if layer in absorbed:
             return _Nothing(name=layer.name, dtype=dtype or layer.dtype_policy)
         config = layer.get_config()
+        if "kernel_initializer" in config:
+            config["kernel_initializer"] = "zeros"  # `update` overwrites it
         if layer in pairs:
             config["use_bias"] = True
         if dtype:

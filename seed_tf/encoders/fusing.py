@@ -118,8 +118,9 @@ def _batch_norm(self, inputs, training=None, mask=None):
         is_training=True,
     )
     # The kernel divides the variance by n - 1, and Keras by n.
-    count = tf.cast(tf.size(inputs) // width, tf.float32)
-    variance *= tf.maximum(count - 1, 1) / count
+    # Of one value both are 0.
+    size = inputs.shape.num_elements() or tf.cast(tf.size(inputs), tf.float32)
+    variance *= 1 - width / size
     for running, value in (
         (self.moving_mean, mean),
         (self.moving_variance, variance),

@@ -104,15 +104,6 @@ def train(
         print(f"Going on after step {step} of {total}.", flush=True)
     files = EncoderFiles(folder, encoder)
     flops = folder.read("summary.json").get("flops_per_step")
-    if flops is None and folder.chief:
-        replicas = model.distribute_strategy.num_replicas_in_sync
-        counted = cost.of_step(
-            model,
-            encoder=encoder,
-            batch_size=batch_size // replicas,
-            targets_cached=targets_cached,
-        )
-        flops = replicas * sum(counted.flops.values())
 
     def summarise(ended):
         step = int(model.step.numpy())
@@ -131,6 +122,19 @@ def train(
             folder.write("summary.json", result)
         return result
 
+    def summarise_saved():
+        nonlocal flops
+        if flops is None:  # not before the first step, which a person awaits
+            replicas = model.distribute_strategy.num_replicas_in_sync
+            counted = cost.of_step(
+                model,
+                encoder=encoder,
+                batch_size=batch_size // replicas,
+                targets_cached=targets_cached,
+            )
+            flops = replicas * sum(counted.flops.values())
+        summarise("running")
+
     try:
         with _Interruption() as interruption:
             callbacks = [Evaluate(measures or {}, epochs)]
@@ -148,7 +152,7 @@ def train(
                 *(checkpoints, files, best, interruption),
                 seconds=60 * checkpoint_minutes,
                 chief=folder.chief,
-                on_saved=lambda: summarise("running"),
+                on_saved=summarise_saved,
                 on_evaluated=on_evaluated,
             )
             if not best.lost_patience:
