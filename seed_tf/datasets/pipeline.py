@@ -13,7 +13,6 @@ import tensorflow as tf
 from seed_tf import stateless
 from seed_tf.datasets.decoding import EncodedImage
 
-
 # AutoGraph reads and rewrites the source of all that a map calls, which takes
 # half a second of every start, and finds nothing to do.
 _plain = tf.autograph.experimental.do_not_convert
