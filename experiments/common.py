@@ -395,9 +395,7 @@ def train(build, trained, *, num_views=1, view_cache=None):
     """
     if FLAGS.precision == "auto":
         # Resolved before it is noted: a run goes on as it began.
-        FLAGS.precision = seed_tf.precision.of_student(
-            trained, FLAGS.image_size
-        )
+        FLAGS.precision = seed_tf.precision.of_student(trained)
     config = {"launcher": launcher(), "command": command()} | {
         flag.name: flag.value
         for flag in FLAGS.get_key_flags_for_module("__main__")

@@ -11,8 +11,6 @@ import tensorflow as tf
 
 # Below, what 16 bits round off a cosine would move the teacher's softmax.
 _SHARPEST = 0.01
-# Pixels of a view from which a CPU gains.
-_LARGE = 96
 
 
 @functools.cache
@@ -36,31 +34,30 @@ def bfloat16_is_fast():
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def of_student(backbone, image_size):
+def of_student(backbone):
     """The policy by which a backbone trains fastest and no worse.
 
     Weights, statistics of BatchNorm and losses are float32 always. On a CPU,
-    bfloat16 makes the gradients of depthwise convolutions slower, and small
-    views gain nothing.
+    bfloat16 makes the gradients of depthwise convolutions slower, and only
+    ResNets gain.
 
     Args:
         backbone: str, a name that `seed_tf.backbone` knows.
-        image_size: int, pixels of a view.
 
     Returns:
         "mixed_bfloat16" or "float32", a name of a Keras dtype policy.
 
     Example:
 
-    >>> policy = seed_tf.precision.of_student("mobilenet_v3_large", 32)
+    >>> policy = seed_tf.precision.of_student("mobilenet_v3_large")
     """
     if not bfloat16_is_fast():
         return "float32"
     accelerated = any(
         tf.config.list_physical_devices(kind) for kind in ("GPU", "TPU")
     )
-    gains = backbone.startswith("resnet") and image_size >= _LARGE
-    return "mixed_bfloat16" if accelerated or gains else "float32"
+    gains = accelerated or backbone.startswith("resnet")
+    return "mixed_bfloat16" if gains else "float32"
 
 
 def of_teacher(teacher_temperature):

@@ -15,8 +15,8 @@ STEPS, BATCH, SIZE, D = 200, 16, 8, 4
 
 def tower(activation, factor=1.0):
     inputs = x = keras.Input((SIZE, SIZE, 3))
-    for width in (8, 8):
-        x = keras.layers.Conv2D(width, 3, use_bias=False)(x)
+    for stride in (1, 3):  # to a map of two pixels a side
+        x = keras.layers.Conv2D(8, 3, stride, use_bias=False)(x)
         x = keras.layers.BatchNormalization()(x)
         x = keras.layers.Activation(activation)(x)
     encoder = seed_tf.Encoder(keras.Model(inputs, x), embedding_dim=D)

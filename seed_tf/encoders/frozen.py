@@ -1,12 +1,14 @@
 """A frozen network rewritten: the same outputs from fewer operations."""
 
 import collections
+import types
 
 import keras
 import tensorflow as tf
 from absl import logging
 from keras import ops
 
+from seed_tf.encoders import tiny_maps
 from seed_tf.encoders.encoder import Encoder
 
 # Layers that may compute in 16 bits between images in float32 and features in
@@ -198,7 +200,10 @@ def _clone(network, pairs, dtype):
             config["use_bias"] = True
         if dtype:
             config["dtype"] = policy
-        return type(layer).from_config(config)
+        copy = type(layer).from_config(config)
+        if type(copy) is keras.layers.Conv2D:
+            copy.convolution_op = types.MethodType(tiny_maps.convolution, copy)
+        return copy
 
     return keras.models.clone_model(network, clone_function=clone)
 

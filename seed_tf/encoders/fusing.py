@@ -8,15 +8,18 @@ import types
 import keras
 import tensorflow as tf
 
+from seed_tf.encoders import tiny_maps
+
 _BATCH_NORM = keras.layers.BatchNormalization
 
 
 def fuse(model):
-    """Lets a network train by fewer kernels: BatchNorm, SiLU and hard SiLU.
+    """Lets a network train by fewer and faster kernels.
 
     BatchNorm goes through TensorFlow's fused kernel, where Keras computes
     moments, normalisation and their gradients one by one; the activations are
-    compiled by XLA, each to one kernel forward and one back. The layers stay
+    compiled by XLA, each to one kernel forward and one back; and convolutions
+    to maps of a pixel or two become matrix products. The layers stay
     what they are, to their weights, to `get_config` and to files; outputs,
     gradients and running statistics are the same up to rounding. Layers that
     a kernel cannot stand in for (synchronised, masked, of other axes or ranks,
@@ -40,15 +43,34 @@ def fuse(model):
             layer.call = types.MethodType(_batch_norm, layer)
         elif type(layer) is keras.layers.Activation:
             layer.call = types.MethodType(_activation, layer)
+        elif type(layer) is keras.layers.Conv2D:
+            layer.convolution_op = types.MethodType(_convolution, layer)
+        elif type(layer) is keras.layers.DepthwiseConv2D:
+            layer.call = types.MethodType(_depthwise_convolution, layer)
+
+
+def _in_training(layer):
+    # Keras passes `training` only to layers that asked for it when built.
+    return layer._get_call_context().get_value("training")
 
 
 def _activation(self, inputs):
     kernel = _KERNELS.get(self.activation)
-    # Keras passes `training` only to layers that asked for it when built.
-    training = self._get_call_context().get_value("training")
-    if not training or kernel is None or len(inputs.shape) != 4:
+    if not _in_training(self) or kernel is None or len(inputs.shape) != 4:
         return self.activation(inputs)
     return kernel(inputs)
+
+
+def _convolution(self, inputs, kernel):
+    if _in_training(self):
+        return tiny_maps.convolution(self, inputs, kernel)
+    return keras.layers.Conv2D.convolution_op(self, inputs, kernel)
+
+
+def _depthwise_convolution(self, inputs):
+    if _in_training(self):
+        return tiny_maps.depthwise_convolution(self, inputs)
+    return keras.layers.DepthwiseConv2D.call(self, inputs)
 
 
 def _by_xla(value, derivative):

@@ -1,0 +1,180 @@
+"""Tests of products in place of convolutions, against float64."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import seed_tf
+from seed_tf.encoders import Frozen, fuse
+
+WIDTH, FILTERS = 6, 5
+
+
+def build(kind, dtype="float32", **options):
+    if kind is keras.layers.Conv2D:
+        options = {"filters": FILTERS, **options}
+    return kind(dtype=dtype, **options)
+
+
+def pair(kind, maps, **options):
+    """A fused layer, and a plain one in float64 with the same weights."""
+    fused, plain = (build(kind, x, **options) for x in ("float32", "float64"))
+    rng = np.random.default_rng(0)
+    for layer in (fused, plain):
+        layer.build(maps)
+    weights = [rng.normal(size=w.shape) for w in fused.weights]
+    for layer in (fused, plain):
+        layer.set_weights(weights)
+    fuse(keras.Sequential([fused]))
+    return fused, plain
+
+
+def outputs_and_gradients(layer, x, upstream):
+    x = tf.constant(x, layer.compute_dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+        total = tf.reduce_sum(y * tf.cast(upstream, y.dtype))
+    return [y, *tape.gradient(total, [x, *layer.trainable_weights])]
+
+
+def convolutions(function, maps):
+    """How many operations of a function are convolutions."""
+    spec = tf.TensorSpec(maps, "float32")
+    graph = tf.function(function).get_concrete_function(spec).graph
+    graph = graph.as_graph_def()
+    nodes = list(graph.node)
+    for inner in graph.library.function:
+        nodes += inner.node_def
+    return sum("Conv" in node.op for node in nodes)
+
+
+def trained(layer):
+    return lambda x: layer(x, training=True)
+
+
+class LayersTest(parameterized.TestCase):
+    def check(self, kind, sides, **options):
+        maps = (3, *sides, WIDTH)
+        fused, plain = pair(kind, maps, **options)
+        rng = np.random.default_rng(1)
+        x = rng.normal(size=maps)
+        upstream = rng.normal(size=plain(x).shape)
+        found = outputs_and_gradients(fused, x, upstream)
+        expected = outputs_and_gradients(plain, x, upstream)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        return convolutions(trained(fused), maps), fused, maps
+
+    @parameterized.parameters(
+        ((1, 1), {"kernel_size": 3, "padding": "same"}),
+        ((2, 2), {"kernel_size": 3, "padding": "same"}),
+        ((1, 2), {"kernel_size": 5, "padding": "same", "use_bias": False}),
+        ((2, 2), {"kernel_size": 1, "padding": "same"}),
+        ((2, 1), {"kernel_size": 1, "activation": "relu"}),
+        ((4, 4), {"kernel_size": 3, "strides": 2}),
+        ((6, 5), {"kernel_size": 3, "strides": 2}),
+        ((4, 4), {"kernel_size": 3}),
+        ((3, 4), {"kernel_size": 1, "strides": 2}),
+    )
+    def test_a_convolution_is_a_matrix_product(self, sides, options):
+        count, fused, maps = self.check(keras.layers.Conv2D, sides, **options)
+        self.assertEqual(count, 0)
+        # What is exported computes as ever.
+        self.assertEqual(convolutions(lambda x: fused(x), maps), 1)
+
+    @parameterized.parameters(
+        ((1, 1), {"kernel_size": 5, "padding": "same", "use_bias": False}),
+        ((6, 6), {"kernel_size": 5, "strides": 2, "use_bias": False}),
+        ((3, 2), {"kernel_size": 2, "strides": 2, "use_bias": False}),
+    )
+    def test_a_depthwise_one_is_a_product(self, sides, options):
+        kind = keras.layers.DepthwiseConv2D
+        count, fused, maps = self.check(kind, sides, **options)
+        self.assertEqual(count, 0)
+        self.assertEqual(convolutions(lambda x: fused(x), maps), 1)
+
+    @parameterized.parameters(
+        ((3, 2), {"kernel_size": 3, "padding": "same"}),
+        ((2, 2), {"kernel_size": 2, "padding": "same"}),
+        ((2, 2), {"kernel_size": 3, "padding": "same", "strides": 2}),
+        ((2, 2), {"kernel_size": (3, 1), "padding": "same"}),
+        ((4, 4), {"kernel_size": 3, "strides": (2, 1)}),
+        ((2, 2), {"kernel_size": 3, "padding": "same", "dilation_rate": 2}),
+        ((2, 2), {"kernel_size": 3, "padding": "same", "groups": 2}),
+    )
+    def test_other_convolutions_stay(self, sides, options):
+        if options.get("groups"):
+            options = {**options, "filters": 4}
+        count, *_ = self.check(keras.layers.Conv2D, sides, **options)
+        self.assertGreater(count, 0)
+
+    @parameterized.parameters(
+        ((2, 2), {"kernel_size": 3, "padding": "same", "use_bias": False}),
+        ((1, 1), {"kernel_size": 3, "padding": "same"}),
+        (
+            (1, 1),
+            {
+                "kernel_size": 3,
+                "padding": "same",
+                "use_bias": False,
+                "depth_multiplier": 2,
+            },
+        ),
+        (
+            (1, 1),
+            {
+                "kernel_size": 3,
+                "padding": "same",
+                "use_bias": False,
+                "activation": "relu",
+            },
+        ),
+    )
+    def test_other_depthwise_ones_stay(self, sides, options):
+        count, *_ = self.check(keras.layers.DepthwiseConv2D, sides, **options)
+        self.assertGreater(count, 0)
+
+    def test_maps_of_unknown_size_are_convolved(self):
+        layer = build(keras.layers.Conv2D, kernel_size=3, padding="same")
+        fuse(keras.Sequential([layer]))
+        maps = (None, None, None, WIDTH)
+        self.assertEqual(convolutions(trained(layer), maps), 1)
+
+    def test_any_batch_size(self):
+        layer = build(keras.layers.Conv2D, kernel_size=3, padding="same")
+        fuse(keras.Sequential([layer]))
+        maps = (None, 2, 2, WIDTH)
+        self.assertEqual(convolutions(trained(layer), maps), 0)
+
+
+class NetworksTest(parameterized.TestCase):
+    @parameterized.parameters("resnet18", "mobilenet_v3_large")
+    def test_less_is_convolved_of_small_images(self, name):
+        encoder = seed_tf.Encoder(name)
+        fuse(encoder)
+        layers = encoder._flatten_layers()
+        whole = sum("Conv" in type(x).__name__ for x in layers)
+        for size, fewer in ((224, False), (32, True)):
+            found = convolutions(trained(encoder), (2, size, size, 3))
+            self.assertEqual(found < whole, fewer)
+
+    def test_a_teacher_too(self):
+        keras.utils.set_random_seed(0)
+        encoder = seed_tf.Encoder("resnet18")
+        frozen = Frozen(encoder)
+        images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+        images = images.astype("float32")
+        np.testing.assert_allclose(
+            frozen(images), encoder(images), rtol=1e-4, atol=1e-4
+        )
+        maps = images.shape
+        self.assertLess(
+            convolutions(lambda x: frozen(x), maps),
+            convolutions(lambda x: encoder(x), maps),
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
