@@ -11,7 +11,8 @@ All are judged by 10-NN and a linear probe on pooled features of test images.
 Each training is a run of `experiments.pretrain` or `experiments.distill`, and
 goes on where it was when the command is given again. At the end: a table
 (results.md, results.json), pictures (results.png, ablations.png), and the
-pages of `experiments.evaluate` and `experiments.report` beside them.
+pages of `experiments.evaluate` on all encoders and of `experiments.report` on
+all runs but the ablations beside them.
 """
 
 import dataclasses
@@ -118,6 +119,16 @@ def read(path):
         return {}
 
 
+def minutes(run):
+    """Of training, None for what is not trained."""
+    try:
+        with open(os.path.join(folder(run.name), "metrics.jsonl")) as f:
+            *_, last = f
+        return json.loads(last)["seconds"] / 60
+    except FileNotFoundError:
+        return None
+
+
 def command(run):
     given = run.flags | {
         "data_dir": FLAGS.data_dir,
@@ -181,9 +192,14 @@ def summarise(every, scores):
                 "trained": run.label,
                 "10-NN": found["10-NN, features"],
                 "linear probe": found["linear probe"],
+                "minutes": minutes(run),
             }
         )
     return rows
+
+
+def _is_ablation(label):
+    return label.startswith("SEED, ")
 
 
 def main(_):
@@ -191,21 +207,32 @@ def main(_):
     for run in every:
         train(run)
     rows = summarise(every, evaluate(every))
-    trained = [folder(run.name) for run in every if run.launcher]
+    compared = [
+        folder(run.name)
+        for run in every
+        if run.launcher and not _is_ablation(run.label)
+    ]
     execute(
-        *("-m", "experiments.report", *trained),
+        *("-m", "experiments.report", *compared),
         f"--results={folder('results')}/results.json",
         f"--output={folder('comparison')}",
     )
+    shown = [
+        {k: f"{v:.0f}" if k == "minutes" and v else v for k, v in row.items()}
+        for row in rows
+    ]
+    total = sum(row["minutes"] or 0 for row in rows)
+    sentence = f"Trained for {total:.0f} minutes in all."
     columns = list(rows[0])
-    print("\n" + report.table(rows, columns))
+    print(f"\n{report.table(shown, columns)}\n\n{sentence}")
     with open(os.path.join(FLAGS.output, "results.md"), "w") as f:
-        f.write(report.table(rows, columns, fmt="markdown") + "\n")
+        table = report.table(shown, columns, fmt="markdown")
+        f.write(f"{table}\n\n{sentence}\n")
     with open(os.path.join(FLAGS.output, "results.json"), "w") as f:
         json.dump(rows, f, indent=2)
     for name, chosen in (
-        ("results", lambda row: "," not in row["trained"]),
-        ("ablations", lambda row: "," in row["trained"]),
+        ("results", lambda row: not _is_ablation(row["trained"])),
+        ("ablations", lambda row: _is_ablation(row["trained"])),
     ):
         figure = report.bars(
             {

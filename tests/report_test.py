@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import io
+import itertools
 import os
 import re
 
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 from absl.testing import absltest, parameterized
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from PIL import Image
 
 from seed_tf.evaluation import report
@@ -245,12 +247,11 @@ class FiguresTest(parameterized.TestCase):
 
     def test_points(self):
         colours = report.palette(["teacher", "small", "large"])
-        values = {"small": (4.0, 36.3), "large": (11.0, 57.9)}
+        values = {"small": (4e6, 36.3), "large": (11e6, 57.9)}
         figure = report.points(
             values,
-            xlabel="millions",
+            xlabel="parameters",
             ylabel="top-1",
-            logarithmic=True,
             colours=colours,
         )
         (axes,) = figure.axes
@@ -263,7 +264,28 @@ class FiguresTest(parameterized.TestCase):
         names = [text.get_text() for text in axes.texts]
         self.assertEqual(names, ["small", "large"])
         self.assertEqual(axes.get_xscale(), "log")
-        self.assertEqual(axes.get_xlabel(), "millions")
+        self.assertEqual(axes.get_xlabel(), "parameters")
+        self.assertEqual(axes.xaxis.get_major_formatter()(5e6), "5 M")
+
+    def test_names_of_points_do_not_overlap(self):
+        values = {f"run {i}": (1e6, 50 + 0.01 * i) for i in range(18)}
+        values |= {"low": (2e6, 20.0), "high": (2e6, 80.0)}
+        figure = report.points(values, xlabel="x", ylabel="y")
+        figure.canvas.draw()
+        # An annotation's own extent is that of its line, too.
+        boxes = [Text.get_window_extent(x) for x in figure.axes[0].texts]
+        boxes.sort(key=lambda box: box.y0)
+        for below, above in itertools.pairwise(boxes):
+            self.assertLess(below.y1, above.y0)
+        names = sorted(figure.axes[0].texts, key=lambda x: x.xyann[1])
+        self.assertEqual(names[0].get_text(), "low")
+        self.assertEqual(names[-1].get_text(), "high")
+        ticked = report.points(
+            {"a": (0.5, 1)}, xlabel="x", ylabel="y", ticks="{x:g} h"
+        )
+        self.assertEqual(
+            ticked.axes[0].xaxis.get_major_formatter()(0.5), "0.5 h"
+        )
 
     def test_target_curve(self):
         measured = [Target(0.001, 1.0, 0.9), Target(0.1, 50.0, 0.25)]

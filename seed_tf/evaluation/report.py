@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -235,35 +236,66 @@ def curves(
 
 
 @matplotlib.rc_context(_STYLE)
-def points(values, *, xlabel, ylabel, logarithmic=False, colours=None):
+def points(values, *, xlabel, ylabel, ticks=None, colours=None):
     """Named points, as the paper's figure 1: accuracy against parameters.
 
     Args:
-        values: dict of names to pairs (x, y).
+        values: dict of names to pairs (x, y), x positive.
         xlabel, ylabel: str.
-        logarithmic: bool, the horizontal axis.
+        ticks: str, how to write values of x, such as "{x:g}"; by default with
+            the prefixes k, M, G, T, P, E.
         colours: dict of names to colours, by default `palette`'s.
 
     Returns:
-        Figure.
+        Figure, with a logarithmic horizontal axis and the names in a column
+        beside it, from top to bottom as their points.
     """
     colours = colours or palette(values)
-    figure = Figure((5.2, 3.6))
+    figure = Figure((7.6, max(3.6, 0.8 + 0.19 * len(values))))
     axes = figure.subplots()
+    axes.set_xscale("log")
     for name, (x, y) in values.items():
         axes.scatter(x, y, s=44, color=colours[name], zorder=3)
-        axes.annotate(
-            name, (x, y), (6, 4), textcoords="offset points", fontsize=8
-        )
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticks or EngFormatter(sep=" "))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid()
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.1, y=0.1)
+    low, high = axes.get_ylim()
+    names = sorted(values, key=lambda name: values[name][1])
+    heights = [(values[name][1] - low) / (high - low) for name in names]
+    for name, height in zip(names, _apart(heights), strict=True):
+        axes.annotate(
+            name,
+            values[name],
+            (1.06, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[name],
+                "lw": 0.6,
+                "relpos": (0, 0.5),
+            },
+        )
     return figure
+
+
+def _apart(heights):
+    """Heights in [0, 1], rising, moved as little as leaves room for names."""
+    gap = min(0.06, 1 / max(len(heights) - 1, 1))
+    moved = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    top = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], top)
+        top = moved[i] - gap
+    return moved
 
 
 @matplotlib.rc_context(_STYLE)

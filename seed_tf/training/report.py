@@ -232,18 +232,19 @@ _NO_SETTINGS = {
     *("checkpoint_minutes", "max_corrupt_fraction", "teacher_fingerprint"),
 }
 _FINAL = ("loss", "gap", "agreement", "knn")
-# Columns that accuracy is drawn against: axis, its unit, what to know of it.
+# Columns that accuracy is drawn against: axis, how numbers are written (None
+# for prefixes), what to know of it.
 _AGAINST = {
-    "parameters": ("parameters of the backbone, millions", 1e-6, ""),
+    "parameters": ("parameters of the backbone", None, ""),
     "FLOPs": (
-        "FLOPs of training, 10¹⁵",
-        1e-15,
+        "FLOPs of training",
+        None,
         "Convolutions and matrix products of all steps, both networks, on any "
         "machine. What trained a teacher before is not in it.",
     ),
     "hours": (
         "hours of training",
-        1,
+        "{x:g}",
         "Comparable between runs of one machine only.",
     ),
 }
@@ -359,9 +360,9 @@ def _figures(names, runs, rows):
     figures = {}
     if accuracy:
         title = f"{accuracy} (%)"
-        for x, (label, scale, text) in _AGAINST.items():
+        for x, (label, ticks, text) in _AGAINST.items():
             points = {
-                row["run"]: (scale * row[x], value)
+                row["run"]: (row[x], value)
                 for row, value in zip(rows, values, strict=True)
                 if value is not None and row[x]
             }
@@ -373,7 +374,7 @@ def _figures(names, runs, rows):
                         points,
                         xlabel=label,
                         ylabel=title,
-                        logarithmic=True,
+                        ticks=ticks,
                         colours=colours,
                     ),
                 )
