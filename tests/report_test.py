@@ -271,7 +271,7 @@ class FiguresTest(parameterized.TestCase):
         values = {f"run {i}": (1e6, 50 + 0.01 * i) for i in range(18)}
         values |= {"low": (2e6, 20.0), "high": (2e6, 80.0)}
         figure = report.points(values, xlabel="x", ylabel="y")
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         # An annotation's own extent is that of its line, too.
         boxes = [Text.get_window_extent(x) for x in figure.axes[0].texts]
         boxes.sort(key=lambda box: box.y0)
