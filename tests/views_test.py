@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from unittest import mock
 
 import keras
 import keras_cv
@@ -18,6 +19,7 @@ from PIL import Image, ImageEnhance
 
 from seed_tf import stateless, views
 from seed_tf.two_tower import TwoTower
+from seed_tf.views import pipelines
 
 # Before anything runs: logical devices cannot be added later.
 tf.config.set_logical_device_configuration(
@@ -568,6 +570,28 @@ class PipelinesTest(LayerTest):
         }
         for way, result in ways.items():
             np.testing.assert_allclose(result, expected, atol=SAME, err_msg=way)
+
+    def test_large_batches_in_parts_that_fit_a_cache(self):
+        view, images, keys = views.moco_v2(24), random_images(12), seeds(12)
+        expected = tf.function(lambda: view(images, seeds=keys))()
+        four = 4 * images[:4].size
+        for most, whole, sizes in (
+            (four, images, [4]),
+            (five := four * 5 // 4, images, [4]),
+            (five, images[:11], [11]),  # nothing divides it
+            (four // 8, images, [12]),  # not one can be kept
+            (100 * four, images, [12]),
+        ):
+            with (
+                mock.patch.object(pipelines, "_CACHE", most),
+                mock.patch.object(view, "_see", wraps=view._see) as see,
+            ):
+                run = tf.function(lambda x, s: view(x, seeds=s))
+                found = run(whole, keys[: len(whole)])
+                seen = {call.args[0].shape[0] for call in see.call_args_list}
+            self.assertEqual(sorted(seen), sizes)
+            # To the bit: a view cache depends on it.
+            np.testing.assert_array_equal(found, expected[: len(whole)])
 
     def test_single_image_under_xla(self):
         view, image, key = views.moco_v2(24), random_images(1)[0], seeds(1)[0]

@@ -1,5 +1,7 @@
 """The pipelines of augmentations that the paper uses, one per teacher."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -12,6 +14,8 @@ from seed_tf.views.layers import (
     RandomResizedCrop,
     SeededAugmentation,
 )
+
+_CACHE = 10_000_000  # bytes of images in float32
 
 
 @keras.saving.register_keras_serializable(package="seed_tf")
@@ -81,6 +85,23 @@ class View(keras.layers.Layer):
         if single:
             images = images[None]
             seeds = None if seeds is None else seeds[None]
+        block = None if seeds is None else self._images_in_cache(images)
+        if block:
+            images, seeds = (
+                tf.reshape(x, (-1, block, *x.shape[1:]))
+                for x in (images, seeds)
+            )
+            blocks = tf.map_fn(
+                lambda x: self._see(*x, cropped),
+                (images, seeds),
+                fn_output_signature=tf.float32,
+                parallel_iterations=1,
+            )
+            return tf.reshape(blocks, (-1, *blocks.shape[2:]))
+        images = self._see(images, seeds, cropped)
+        return images[0] if single else images
+
+    def _see(self, images, seeds, cropped):
         if seeds is not None:
             places = tf.range(len(self.layers))[:, None]
             seeds = stateless.fold_in(seeds, places)
@@ -91,8 +112,22 @@ class View(keras.layers.Layer):
                 images = layer({"images": images, "seeds": seeds[i]})["images"]
             else:
                 images = layer(images)
-        images = tf.cast(images, self.compute_dtype)
-        return images[0] if single else images
+        return tf.cast(images, self.compute_dtype)
+
+    def _images_in_cache(self, images):
+        """How many images a processor should see at a time, None for all.
+
+        Each of some hundred operations reads and writes all of them.
+        """
+        batch, *shape = images.shape
+        if None in (batch, *shape) or any(
+            map(tf.config.list_physical_devices, ("GPU", "TPU"))
+        ):
+            return None
+        most = _CACHE // (4 * math.prod(shape))
+        block = next(n for n in range(max(most, 1), 0, -1) if batch % n == 0)
+        # A batch of one image takes another way, see `operators.skippable`.
+        return block if 1 < block < batch else None
 
     def get_config(self):
         layers = [keras.saving.serialize_keras_object(x) for x in self.layers]
