@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import time
 
 import keras
 import numpy as np
@@ -20,6 +21,8 @@ from seed_tf.evaluation.labels import (
 )
 from seed_tf.images import check_channels, check_value_range
 from seed_tf.training.optimizer import SGD
+
+_BLOCK = 4096  # rows checked at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +59,13 @@ def linear_probe(
     learning_rate=30.0,
     epochs=100,
     batch_size=256,
+    steps_per_epoch=None,
     milestones=(60, 80),
     momentum=0.9,
     weight_decay=0.0,
     standardize=False,
     seed=0,
+    tell=logging.info,
 ):
     """Trains a linear classifier on a frozen encoder, by the paper's protocol.
 
@@ -69,15 +74,19 @@ def linear_probe(
     epoch may be smaller; the rate falls tenfold at each milestone.
 
     Without an encoder, `train` and `test` hold features (see `embed`), which
-    takes seconds. With one they hold images, and every step runs the encoder,
-    in inference mode, on fresh views: the paper's protocol to the letter.
+    takes seconds. Arrays are read a batch at a time and never copied as a
+    whole: they may be memory-mapped files. With an encoder they hold images,
+    and every step runs it, in inference mode, on fresh views: the paper's
+    protocol to the letter.
 
     Args:
         train: a pair of arrays, features `[N, C]` (or, with `encoder`, images
             `[N, H, W, 3]`, RGB in [0, 255]) and labels `[N]` integers; or a
-            `tf.data.Dataset` of batches of such pairs, shuffled by its maker.
-        test: the same. Images of the size that the encoder is to see: the
-            paper resizes to 256 and crops the central 224.
+            `tf.data.Dataset` of batches of such pairs, shuffled by its maker:
+            those of one epoch, or with `steps_per_epoch` of all, one after
+            the other.
+        test: the same, of one epoch. Images of the size that the encoder is
+            to see: the paper resizes to 256 and crops the central 224.
         encoder: `Encoder` or keras.Model, see `embed`. It is not changed.
         view: with `encoder`, the augmentation of training images, `[B, H, W,
             3]` to `[B, h, w, 3]` in [0, 255]: a crop of area 0.08-1 and a
@@ -88,6 +97,7 @@ def linear_probe(
             EfficientNet and MobileNet (as DisCo and BINGO do).
         epochs: int.
         batch_size: int. A dataset has its own.
+        steps_per_epoch: int or None, see `train`; for datasets only.
         milestones: percentages of the training at which the rate is divided
             by 10: epochs 60 and 80 of 100.
         momentum: float.
@@ -98,6 +108,7 @@ def linear_probe(
             anywhere from 1 to 30, then suits features of every scale and
             width. `kernel` and `bias` of the result have it folded in.
         seed: int, of kernel, shuffling and views.
+        tell: function of one str, told of the epochs of an encoder.
 
     Returns:
         A `ProbeResult`.
@@ -138,6 +149,12 @@ def linear_probe(
         raise ValueError(
             f"`epochs` must be a positive integer. Received: epochs={epochs}."
         )
+    if steps_per_epoch and not isinstance(train, tf.data.Dataset):
+        raise ValueError(
+            "`steps_per_epoch` is for `train` as a tf.data.Dataset. Received: "
+            f"steps_per_epoch={steps_per_epoch}, train of type "
+            f"{type(train).__name__}."
+        )
     if num_classes is None:
         num_classes = 1 + max(
             _largest_label("train", train), _largest_label("test", test)
@@ -150,7 +167,8 @@ def linear_probe(
 
     mean, scale = tf.zeros(width), tf.ones(width)
     if standardize:
-        mean, scale = _standardization(features, width, train)
+        once = train.take(steps_per_epoch or -1)
+        mean, scale = _standardization(features, width, once)
     normal = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
     kernel = keras.Variable(normal, (width, num_classes), "float32")
     bias = keras.Variable("zeros", (num_classes,), "float32")
@@ -158,7 +176,7 @@ def linear_probe(
     optimizer.build([kernel, bias])
 
     def mean_loss(batches):
-        total, count = 0.0, 0
+        total, count, left = 0.0, 0, steps_per_epoch or -1
         for examples, labels in batches:
             if view is not None:
                 step = optimizer.iterations.value
@@ -173,9 +191,13 @@ def linear_probe(
             optimizer.apply(tape.gradient(loss, [kernel.value, bias.value]))
             total += tf.reduce_sum(losses)
             count += tf.size(losses)
+            left -= 1
+            if left == 0:
+                break
         return total / tf.cast(count, tf.float32)
 
-    train_epoch = _compile(mean_loss, train)
+    train_epoch = _compile(mean_loss, train, anew=not steps_per_epoch)
+    start = time.monotonic()
     for i in range(epochs):
         passed = sum(100 * i >= milestone * epochs for milestone in milestones)
         optimizer.learning_rate = learning_rate * 0.1**passed
@@ -188,7 +210,11 @@ def linear_probe(
                 f"learning_rate={learning_rate}, weight_decay={weight_decay}."
             )
         if encoder is not None:
-            logging.info("probe: epoch %d/%d, loss %.3f", i + 1, epochs, loss)
+            left = (time.monotonic() - start) / (i + 1) * (epochs - i - 1)
+            tell(
+                f"probe: epoch {i + 1}/{epochs}, loss {loss:.3f}, "
+                f"{left / 60:.1f} min left"
+            )
     guessing = math.log(num_classes)
     if loss > guessing:
         logging.warning(
@@ -226,7 +252,8 @@ def choose_learning_rate(
     The test set has no part in it.
 
     Args:
-        train: pair of features `[N, C]` and labels `[N]`.
+        train: pair of features `[N, C]`, read as in `linear_probe`, and labels
+            `[N]`.
         learning_rates: floats.
         held_out: float in (0, 1), share of every class that is kept from
             training.
@@ -254,16 +281,39 @@ def choose_learning_rate(
     features, labels = check_labelled("train", train)
     chosen = np.zeros(len(labels), bool)
     chosen[label_fraction(labels, held_out, seed)] = True
-    rest = features[~chosen], labels[~chosen]
-    kept = features[chosen], labels[chosen]
+    rest, kept = (
+        (_Rows(features, np.flatnonzero(rows)), labels[rows])
+        for rows in (~chosen, chosen)
+    )
     check_classes(rest[1], kept[1])
+
+    def accuracy(rate):
+        probe = linear_probe(
+            rest, kept, learning_rate=rate, seed=seed, **options
+        )
+        return probe.accuracy
+
+    return best_rate(learning_rates, accuracy)
+
+
+def best_rate(learning_rates, accuracy):
+    """The rate with the highest accuracy.
+
+    Args:
+        learning_rates: floats.
+        accuracy: function of a rate to a float in [0, 1].
+
+    Returns:
+        The best rate, of equals the first; and a dict of all rates to their
+        accuracies, None where `accuracy` raised `DivergenceError`.
+
+    Raises:
+        DivergenceError: if it did at every rate.
+    """
     found = {}
     for rate in learning_rates:
         try:
-            probe = linear_probe(
-                rest, kept, learning_rate=rate, seed=seed, **options
-            )
-            found[rate] = probe.accuracy
+            found[rate] = accuracy(rate)
         except DivergenceError:
             found[rate] = None
     best = max(
@@ -277,15 +327,31 @@ def choose_learning_rate(
     return best, found
 
 
-def _compile(function, dataset):
+class _Rows:
+    """Some rows of an array, not copied before they are asked for."""
+
+    def __init__(self, array, numbers):
+        self._array, self._numbers = array, numbers
+        self.dtype, self.shape = array.dtype, (len(numbers), *array.shape[1:])
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def __getitem__(self, rows):
+        return self._array[self._numbers[rows]]
+
+
+def _compile(function, dataset, anew=True):
     """The function of the dataset's batches, as a graph that is traced once.
 
-    An iterator, unlike the dataset, leaves the loop's operators on the GPU.
+    Each call begins the dataset anew, or goes on with it. An iterator, unlike
+    the dataset, leaves the loop's operators on the GPU.
     """
     # The second probe of a process would draw TensorFlow's warning of frequent
     # retracing; a concrete function does not.
-    graph = tf.function(function).get_concrete_function(iter(dataset))
-    return lambda: graph(iter(dataset))
+    batches = iter(dataset)
+    graph = tf.function(function).get_concrete_function(batches)
+    return lambda: graph(iter(dataset) if anew else batches)
 
 
 def _batches(name, data, num_classes, batch_size, shuffle=None):
@@ -303,20 +369,27 @@ def _batches(name, data, num_classes, batch_size, shuffle=None):
             )
         return data
     examples, labels = check_labelled(name, data, num_classes)
-    if not np.isfinite(examples).all():
-        raise ValueError(
-            f"Examples of `{name}` must be finite. Received: NaN or infinity."
-        )
-    with tf.device("CPU"):  # where tf.data gathers
-        examples = tf.convert_to_tensor(examples)
-        labels = tf.convert_to_tensor(labels)
     size = len(labels)
+    for start in range(0, size, _BLOCK):
+        if not np.isfinite(examples[start : start + _BLOCK]).all():
+            raise ValueError(
+                f"Examples of `{name}` must be finite. Received: NaN or "
+                f"infinity in rows {start} to "
+                f"{min(start + _BLOCK, size) - 1}."
+            )
+    dtype = tf.as_dtype(examples.dtype)
+
+    def rows(index):
+        return examples[index], labels[index]
 
     def pick(index):
         if shuffle is not None:
             key = tf.stack([tf.cast(shuffle[0], tf.int64), shuffle[1]])
             index = tf.random.experimental.index_shuffle(index, key, size - 1)
-        return tf.gather(examples, index), tf.gather(labels, index)
+        # Not tf.gather, which would hold all of the examples in memory.
+        batch, numbers = tf.numpy_function(rows, [index], [dtype, tf.int64])
+        shape = [None, *examples.shape[1:]]
+        return tf.ensure_shape(batch, shape), tf.ensure_shape(numbers, [None])
 
     indices = tf.data.Dataset.range(size).batch(batch_size)
     return indices.map(pick).prefetch(tf.data.AUTOTUNE)
