@@ -1,5 +1,7 @@
 """Recall, average precision and ridge probe against scikit-learn and NumPy."""
 
+import tracemalloc
+
 import numpy as np
 from absl.testing import absltest, parameterized
 from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
@@ -70,8 +72,20 @@ class RetrievalTest(parameterized.TestCase):
         _, precision = brute_force(bank, bank, (1,))
         self.assertAlmostEqual(found.mean_average_precision, precision, 6)
 
+    def test_memory_is_that_of_a_block(self):
+        bank, queries = blobs(2**18, width=4), blobs(300, width=4, seed=1)
+        tracemalloc.start()
+        try:
+            evaluation.retrieval(bank, queries, ks=(1,))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        self.assertBetween(peak, 256e6, 300e6)  # 315 MB in one block
+
     def test_errors(self):
         bank, queries = blobs(20), blobs(10)
+        with self.assertRaisesRegex(ValueError, "`train` must be finite"):
+            evaluation.retrieval((bank[0] * np.nan, bank[1]), queries)
         with self.assertRaisesRegex(ValueError, "k=20, 19 rows"):
             evaluation.retrieval(bank, ks=(20,))
         evaluation.retrieval(bank, queries, ks=(20,))

@@ -7,6 +7,9 @@ import numpy as np
 from seed_tf.evaluation.knn import check_k, normalised_blocks
 from seed_tf.evaluation.labels import check_labelled, check_widths
 
+_SIMILARITIES = 2**26  # held at a time: 256 MB
+_BLOCK = 16384  # rows of the bank compared at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
@@ -32,8 +35,10 @@ def retrieval(bank, queries=None, *, ks=(1, 5, 10), query_block=None):
         queries: the same, `[Q, C]` and `[Q]`; None for the bank itself, where
             no row finds itself.
         ks: ints in [1, N], or [1, N - 1].
-        query_block: int, queries ranked at a time. By default so many that
-            their similarities to the bank take 256 MB.
+        query_block: int, queries compared at a time. By default so many that
+            their similarities to the bank take 256 MB, beside which there is
+            little: queries are ranked one by one. The bank is read once for
+            every such block, and may be a memory-mapped file.
 
     Returns:
         A `RetrievalResult`. Of equally similar rows none comes first: average
@@ -64,28 +69,25 @@ def retrieval(bank, queries=None, *, ks=(1, 5, 10), query_block=None):
     check_widths(features, wanted)
     for k in ks:
         check_k(features[alone:], k)
-    size = query_block or max(1, 2**26 // len(labels))
+    size = query_block or max(1, _SIMILARITIES // len(labels))
+    held = np.empty((min(size, len(truth)), len(labels)), np.float32)
+    lengths = _lengths(features)
     hits = dict.fromkeys(ks, 0)
     precision, count = 0.0, 0
     for first, block in normalised_blocks("test", wanted, size):
-        first, block = int(first), block.numpy()
-        similarities = _similarities(block, features)
-        own = truth[first : first + len(block)]
-        relevant = labels == own[:, None]
-        if alone:
-            rows = np.arange(len(block))
-            similarities[rows, first + rows] = -np.inf  # the last of all
-            relevant[rows, first + rows] = False
-        counted = relevant.any(axis=1)
-        count += int(counted.sum())
-        if not counted.any():
-            continue
-        order = np.argsort(-similarities[counted], axis=1, kind="stable")
-        ranked = np.take_along_axis(similarities[counted], order, 1)
-        relevant = np.take_along_axis(relevant[counted], order, 1)
-        for k in ks:
-            hits[k] += int(relevant[:, :k].any(axis=1).sum())
-        precision += _average_precision(ranked, relevant).sum()
+        similarities = held[: len(block)]
+        _compare(block.numpy(), features, lengths, similarities)
+        for i, row in enumerate(similarities, int(first)):
+            relevant = labels == truth[i]
+            if alone:
+                row[i], relevant[i] = -np.inf, False  # the last of all
+            if not relevant.any():
+                continue
+            count += 1
+            place, average = _ranked(row, relevant)
+            precision += average
+            for k in ks:
+                hits[k] += place < k
     if not count:
         raise ValueError(
             "No query has an image of its class in the bank. Received: "
@@ -96,23 +98,46 @@ def retrieval(bank, queries=None, *, ks=(1, 5, 10), query_block=None):
     return RetrievalResult(recall, float(precision / count), count)
 
 
-def _similarities(queries, features):
-    """`[q, N]` float32."""
-    similarities = np.empty((len(queries), len(features)), np.float32)
-    for start, block in normalised_blocks("train", features, 16384):
-        part = queries @ block.numpy().T
-        similarities[:, int(start) : int(start) + part.shape[1]] = part
-    return similarities
+def _lengths(features):
+    """Norms `[N]` float32, none of them zero."""
+    lengths = np.empty(len(features), np.float32)
+    for start in range(0, len(features), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        block = np.asarray(features[rows], np.float32)
+        if not np.isfinite(block).all():
+            raise ValueError(
+                "Features of `train` must be finite. Received: NaN or "
+                f"infinity in rows {start} to {start + len(block) - 1}."
+            )
+        lengths[rows] = np.linalg.norm(block, axis=1)
+    return np.maximum(lengths, 1e-12)
 
 
-def _average_precision(ranked, relevant):
-    """`[q]`, of similarities that fall and whether each is of the class."""
-    places = np.arange(ranked.shape[1])
+def _compare(queries, features, lengths, similarities):
+    """Fills `[q, N]` float32."""
+    for start in range(0, len(features), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        block = np.asarray(features[rows], np.float32)
+        similarities[:, rows] = queries @ block.T
+        similarities[:, rows] /= lengths[rows]
+
+
+def _ranked(similarities, relevant):
+    """Of one query: where its class comes first, and average precision.
+
+    Args:
+        similarities: `[N]` float32.
+        relevant: `[N]` bool, at least one of them.
+
+    Returns:
+        int, rows that come before the first of the class; float in (0, 1].
+    """
+    ascending, own = np.sort(similarities), np.sort(similarities[relevant])
     # Of equals all count at the place of the last.
-    last = np.ones(ranked.shape, bool)
-    last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
-    ends = np.where(last, places, len(places))
-    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-    found = np.take_along_axis(relevant.cumsum(axis=1), ends, 1)
-    precisions = np.where(relevant, found / (ends + 1), 0)
-    return precisions.sum(axis=1) / relevant.sum(axis=1)
+    found = len(own) - np.searchsorted(own, own)
+    ends = len(ascending) - np.searchsorted(ascending, own)
+    best = own[-1]
+    above = len(ascending) - np.searchsorted(ascending, best, "right")
+    equal = similarities == best
+    before = np.flatnonzero(relevant[equal])[0]
+    return int(above + before), float(np.mean(found / ends))
