@@ -4,6 +4,9 @@ import base64
 import glob
 import os
 import shutil
+import subprocess
+import sys
+from unittest import mock
 
 import keras
 import numpy as np
@@ -49,6 +52,23 @@ class Counter:
     def __call__(self, text):
         assert "Embedding" in text
         self.passes += 1
+
+
+def convolutions(stride=1, dtype="float32", names=(None, None)):
+    """An encoder of the same weights, whatever the arguments."""
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(
+        4, 3, stride, "same", dtype=dtype, name=names[0], trainable=False
+    )(inputs)
+    y = keras.layers.Conv2D(4, 3, padding="same", name=names[1])(x)
+    encoder = seed_tf.Encoder(
+        keras.Model(inputs, keras.layers.Add()([x, y])), head=None
+    )
+    rng = np.random.default_rng(0)
+    encoder.set_weights(
+        [rng.normal(size=w.shape) for w in encoder.get_weights()]
+    )
+    return encoder
 
 
 class FeatureCacheTest(parameterized.TestCase):
@@ -107,6 +127,100 @@ class FeatureCacheTest(parameterized.TestCase):
         larger = LabelledImages("folder", "train", self.data, 20, 3)
         cache.features(first, larger)
         self.assertEqual(self.counter.passes, 4)
+
+    @parameterized.parameters({"stride": 2}, {"dtype": "mixed_bfloat16"})
+    def test_another_network_of_the_same_weights(self, **change):
+        first, other = convolutions(), convolutions(**change)
+        for a, b in zip(first.weights, other.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+        cache = self.cache()
+        before, _ = cache.features(first, self.images)
+        after, _ = cache.features(other, self.images)
+        expected = evaluation.embed(other, self.images.load())[0]
+        np.testing.assert_allclose(after, expected, atol=1e-5)
+        self.assertFalse(np.allclose(before, after, atol=1e-5))
+
+    def test_the_same_network_whatever_its_layers_numbers(self):
+        cache = self.cache()
+        cache.features(convolutions(), self.images)
+        same = convolutions()  # Keras goes on with its numbers
+        cache.features(same, self.images)
+        same.backbone.trainable = False
+        cache.features(same, self.images)
+        self.assertEqual(self.counter.passes, 1)
+        named = convolutions(names=("first", "second"))
+        cache.features(named, self.images)
+        self.assertEqual(self.counter.passes, 2)
+
+    def test_a_model_without_a_configuration(self):
+        class Shifted(keras.Model):
+            def __init__(self, by):
+                super().__init__()
+                self.by = by
+
+            def call(self, images):
+                return keras.ops.mean(images, (1, 2)) + self.by
+
+            def get_config(self):
+                raise NotImplementedError
+
+        cache, first = self.cache(), Shifted(0.0)
+        before, _ = cache.features(first, self.images)
+        cache.features(first, self.images)
+        self.assertEqual(self.counter.passes, 1)
+        after, _ = cache.features(Shifted(1.0), self.images)
+        np.testing.assert_allclose(after, before + 1, rtol=1e-5)
+
+    def test_another_process_finds_it(self):
+        path = os.path.join(self.create_tempdir().full_path, "tiny.keras")
+        convolutions().save(path)
+        program = (
+            "import sys, keras, seed_tf\n"
+            "from seed_tf import evaluation\n"
+            "keras.layers.Conv2D(1, 1)\n"
+            "folder, data, path = sys.argv[1:]\n"
+            "images = evaluation.LabelledImages('folder', 'train', data, 16)\n"
+            "cache = evaluation.FeatureCache(folder, tell=print)\n"
+            "cache.features(keras.saving.load_model(path), images)\n"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", program, self.folder, self.data, path],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        self.assertIn("Embedding", said)
+        encoder = keras.saving.load_model(path)
+        features, _ = self.cache().features(encoder, self.images)
+        self.assertEqual(self.counter.passes, 0)
+        expected = evaluation.embed(encoder, self.images.load())[0]
+        np.testing.assert_allclose(features, expected, atol=1e-4)
+
+    def test_another_process_writes_the_same(self):
+        encoder = tiny_encoder()
+
+        def meanwhile(text):
+            self.counter(text)
+            self.cache().features(encoder, self.images)
+
+        cache = evaluation.FeatureCache(self.folder, tell=meanwhile)
+        features, _ = cache.features(encoder, self.images)
+        self.assertEqual(self.counter.passes, 2)
+        expected = evaluation.embed(encoder, self.images.load())[0]
+        np.testing.assert_allclose(features, expected, atol=1e-5)
+        self.assertLen(os.listdir(self.folder), 1)
+
+    def test_labels_are_read_from_an_entry(self):
+        self.cache().features(tiny_encoder(), self.images)
+        again = LabelledImages("folder", "train", self.data, 16)
+        labels = self.cache().labels(again)
+        np.testing.assert_array_equal(labels, [0] * 5 + [1] * 3)
+        self.assertNotIn("labels", vars(again))
+        (path,) = glob.glob(os.path.join(self.folder, "*", "labels.npy"))
+        os.truncate(path, 10)
+        labels = self.cache().labels(again)
+        np.testing.assert_array_equal(labels, [0] * 5 + [1] * 3)
+        self.assertIn("labels", vars(again))
 
     def test_changed_files_are_embedded(self):
         encoder = tiny_encoder()

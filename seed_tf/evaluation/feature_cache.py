@@ -1,9 +1,11 @@
 """Features on disk, so that no encoder sees the same images twice."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -17,6 +19,8 @@ from seed_tf.evaluation.features import batch_embedder, check_finite
 from seed_tf.training.saving import fingerprint
 
 _BLOCK = 16384
+# What reading a damaged entry raises.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 class FeatureCache:
@@ -25,9 +29,14 @@ class FeatureCache:
     Features are written batch by batch and never held in memory as a whole.
     An entry is a folder, named after the fingerprints of encoder and images,
     with `features.npy`, `labels.npy` and `entry.json`; it gets its name when it
-    is whole, so that a killed process leaves none. One that is damaged is
-    computed anew, with a warning. Entries are never removed: delete the
-    folder, or any entry, to make room.
+    is whole, so that a killed process leaves none; of two processes that write
+    the same, one is kept. One that is damaged is computed anew, with a
+    warning. Entries are never removed: delete the folder, or any entry, to make
+    room.
+
+    An encoder's fingerprint is of its weights and its configuration, whatever
+    numbers Keras gave its layers. A model without `get_config` is no other
+    process's.
 
     Args:
         folder: str, made if need be; None for a temporary one, which is
@@ -85,20 +94,27 @@ class FeatureCache:
             entry = self._read(path)
         return entry
 
+    def labels(self, images):
+        """Labels `[N]` int64 of images, from an entry of them if there is one.
+
+        Raises:
+            ValueError: if the images cannot be read.
+        """
+        name = f"*-{images.fingerprint}-*"
+        for path in glob.glob(os.path.join(glob.escape(self._folder), name)):
+            with contextlib.suppress(_DAMAGE):  # told where features are read
+                return np.array(_load(path, "labels"))
+        return images.labels
+
     def _read(self, path):
         """The arrays of an entry, None if there is none that is whole."""
         if not os.path.isdir(path):
             return None
+        known = path in self._whole
         try:
-            with open(os.path.join(path, "entry.json")) as file:
-                sums = json.load(file)
-            arrays = []
-            for name in ("features", "labels"):
-                array = np.load(os.path.join(path, f"{name}.npy"), "r")
-                if path not in self._whole and _checksum(array) != sums[name]:
-                    raise ValueError(f"the checksum of {name}.npy is wrong")
-                arrays.append(array)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            features = _load(path, "features", check=not known)
+            labels = _load(path, "labels", check=not known)
+        except _DAMAGE as error:
             logging.warning(
                 "Cached features in %s are damaged (%s), and computed anew.",
                 *(path, error),
@@ -106,19 +122,55 @@ class FeatureCache:
             shutil.rmtree(path)
             return None
         self._whole.add(path)
-        features, labels = arrays
         return features, np.array(labels)
+
+
+# What a model's configuration tells that its features do not depend on.
+_IDLE = ("build_config", "build_input_shape", "compile_config", "trainable")
 
 
 def _encoder_key(model):
     """Of weights and what else decides the features."""
-    fixed = {"type": type(model).__name__}
-    if isinstance(model, Encoder):
+    try:
         config = model.get_config()
-        fixed |= {key: config[key] for key in ("mean", "std")}
-        fixed["dtype"] = model.backbone.dtype_policy.name
-    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
-    return f"{fingerprint(model)}{digest.hexdigest()[:4]}"
+    except NotImplementedError:
+        config = os.getpid(), id(model)
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    facts = json.dumps([name, _decisive(config)], sort_keys=True, default=repr)
+    digest = hashlib.sha256(_renumbered(facts).encode())
+    return f"{fingerprint(model)}{digest.hexdigest()[:8]}"
+
+
+def _decisive(config):
+    if isinstance(config, dict):
+        return {k: _decisive(v) for k, v in config.items() if k not in _IDLE}
+    if isinstance(config, (list, tuple)):
+        return list(map(_decisive, config))
+    return config
+
+
+def _renumbered(text):
+    """JSON of a model, its names' numbers those of their first place in it.
+
+    Keras numbers what has no name by what was made before it in the process.
+    """
+    numbered = {}
+    for name in re.findall(r'"name": "([^"]*)"', text):
+        stem = re.sub(r"_\d+$", "", name)
+        numbered.setdefault(name, f"{stem} {len(numbered)}")
+    return re.sub(
+        r'"([^"]*)"', lambda found: numbered.get(found[1], found[1]), text
+    )
+
+
+def _load(path, name, check=True):
+    """An array of an entry, memory-mapped; `_DAMAGE` if it is not whole."""
+    with open(os.path.join(path, "entry.json")) as file:
+        sums = json.load(file)
+    array = np.load(os.path.join(path, f"{name}.npy"), "r")
+    if check and _checksum(array) != sums[name]:
+        raise ValueError(f"the checksum of {name}.npy is wrong")
+    return array
 
 
 def _through_head(model, features, labels):
@@ -146,8 +198,12 @@ def _write(path, batches):
             json.dump(sums, file)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
+        try:
             os.rename(unfinished, path)
+        except OSError:
+            # Another process was first: its entry says the same.
+            if not os.path.isdir(path):
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
