@@ -28,14 +28,17 @@ flags.mark_flag_as_required("encoder")
 flags.DEFINE_list(
     "protocol",
     ["knn", "linear"],
-    f"Among {', '.join(protocols.PROTOCOLS)}, separated by commas. Probes are "
-    "on features of centre crops (no views; standardised). Detection is "
-    "experiments.detect.",
+    f"Among {', '.join(protocols.PROTOCOLS)}, separated by commas. 'linear' "
+    "and 'ridge' are on features of centre crops; 'linear_views' is the "
+    "paper's probe to the letter. Detection is experiments.detect.",
 )
 flags.DEFINE_string(
     "dataset", "folder", "'folder' of class folders, 'digits' or a TFDS name."
 )
 flags.DEFINE_string("data_dir", None, "The folder, or where TFDS data lies.")
+flags.DEFINE_boolean(
+    "download", False, "Download and prepare a TensorFlow Dataset."
+)
 flags.DEFINE_string(
     "train_split",
     None,
@@ -54,12 +57,13 @@ flags.DEFINE_integer("batch_size", 64, "Images embedded at a time.", 1)
 flags.DEFINE_list("k", ["10"], "Neighbours that vote, and k of recall@k.")
 flags.DEFINE_list(
     "learning_rate",
-    ["10"],
-    "Of the linear probe. Of several, '1,3,10,30', the best on a tenth of the "
-    "training set is taken.",
+    None,
+    "Of linear probes. Of several, '1,3,10,30', the best on a tenth of the "
+    "training set is taken. By default 10; of 'linear_views' the paper's, 30, "
+    "or 3 for EfficientNet and MobileNet.",
 )
 flags.DEFINE_alias("lr", "learning_rate")
-flags.DEFINE_integer("probe_epochs", 100, "Of the linear probe.", 1)
+flags.DEFINE_integer("probe_epochs", 100, "Of linear probes.", 1)
 flags.DEFINE_list(
     "label_fraction",
     ["1"],
@@ -88,11 +92,18 @@ flags.DEFINE_string(
     "Folder for features, which a later call then finds; by default 'features' "
     "in --output.",
 )
-flags.DEFINE_string("output", None, "Folder for results.json, .csv, .md, .png.")
+flags.DEFINE_string(
+    "output",
+    None,
+    "Folder for results.json, .csv, .md, .png. Results on the same data that "
+    "are there already stay, and stand in one table with the new ones.",
+)
 
 
 def numbers(flag, kind):
-    """The values of a list flag."""
+    """The values of a list flag, None if it has none."""
+    if FLAGS[flag].value is None:
+        return None
     try:
         return tuple(map(kind, FLAGS[flag].value))
     except ValueError:
@@ -112,6 +123,7 @@ def task():
             FLAGS.data_dir,
             FLAGS.image_size,
             FLAGS.batch_size,
+            FLAGS.download,
         )
         for split in (
             FLAGS.train_split or usual.train,
@@ -159,10 +171,14 @@ def main(_):
             "Detection needs boxes instead of labels, and has a launcher of "
             f"its own, see docs/detection.md:\n  {detect_command()}"
         )
+    work = task()
+    if FLAGS.output:  # which may hold other results
+        earlier = protocols.Results.read(FLAGS.output, work.data)
     results = protocols.evaluate(
-        FLAGS.encoder, FLAGS.protocol, task(), seeds=FLAGS.seeds
+        FLAGS.encoder, FLAGS.protocol, work, seeds=FLAGS.seeds
     )
     if FLAGS.output:
+        results = results.beside(earlier)
         results.write(FLAGS.output)
     print(f"\n%, top-1 accuracy unless named otherwise\n\n{results.table()}")
 

@@ -1,5 +1,6 @@
 """Protocols on several encoders, one table, and the launcher of them."""
 
+import base64
 import csv
 import inspect
 import json
@@ -18,6 +19,7 @@ from run_helpers import import_launcher
 import seed_tf
 from seed_tf import evaluation
 from seed_tf.evaluation import protocols, transfer
+from seed_tf.evaluation.fine_tune import training_view
 from seed_tf.evaluation.labelled_images import LabelledImages
 
 FLAGS = flags.FLAGS
@@ -34,7 +36,7 @@ def setUpModule():
     launcher = import_launcher("experiments.evaluate")
 
 
-def tiny_encoder(seed=0):
+def tiny_encoder(seed=0, name=None):
     keras.utils.set_random_seed(seed)
     return seed_tf.Encoder(
         keras.Sequential(
@@ -42,7 +44,8 @@ def tiny_encoder(seed=0):
                 keras.Input((None, None, 3)),
                 keras.layers.Conv2D(6, 3, 2),
                 keras.layers.ReLU(),
-            ]
+            ],
+            name=name,
         ),
         embedding_dim=5,
     )
@@ -115,7 +118,7 @@ class ProtocolsTest(parameterized.TestCase):
         self.assertAlmostEqual(
             found.pop("linear probe"), 100 * probe.accuracy, 1
         )
-        self.assertEqual(found, {"encoder": "a"})
+        self.assertEqual(found, {"encoder": "a", "linear probe, rate": "10"})
         # Two splits, each seen once by the encoder.
         self.assertLen([x for x in lines if "Embedding" in x], 2)
         self.assertEqual(list(results.pictures), ["neighbours"])
@@ -166,6 +169,7 @@ class ProtocolsTest(parameterized.TestCase):
             [
                 "fine-tuned, 20 % of labels",
                 "transfer, linear (mean per class)",
+                "transfer, rate",
                 "transfer, fine-tuned (mean per class)",
             ],
         )
@@ -173,8 +177,8 @@ class ProtocolsTest(parameterized.TestCase):
     def test_settings_of_fine_tuning(self):
         work = task(label_fractions=(0.01, 0.1), fine_tune_rate=0.3)
         with mock.patch.object(protocols, "fine_tune") as tuned:
-            for images in work.subsets(4).values():
-                work.fine_tune(None, images, 4)
+            for images, share in work.subsets(4).values():
+                work.fine_tune(None, images, 4, share)
         # SimCLR's epochs, by the share of labels.
         options = [call.kwargs for call in tuned.mock_calls]
         self.assertEqual([x["epochs"] for x in options], [60, 30])
@@ -182,6 +186,73 @@ class ProtocolsTest(parameterized.TestCase):
             self.assertEqual(given["num_classes"], 10)
             self.assertEqual(given["learning_rate"], 0.3)
             self.assertEqual(given["seed"], 4)
+
+    def test_epochs_are_of_the_share_asked_for(self):
+        # 2 of 150 images are more than the 1 % that is meant.
+        root = class_folders(
+            os.path.join(self.create_tempdir().full_path, "train"),
+            {"bat": 150, "cat": 150},
+        )
+        images = LabelledImages("folder", "train", os.path.dirname(root), 12)
+        work = protocols.Task(images, digits("test"), label_fractions=(0.01,))
+        with mock.patch.object(protocols, "fine_tune") as tuned:
+            tuned.return_value.accuracy = 0.5
+            list(protocols.PROTOCOLS["fine_tune"].run("a", None, work, 0))
+        (call,) = tuned.mock_calls
+        self.assertEqual(call.kwargs["epochs"], 60)
+        self.assertEqual(sum(len(y) for _, y in call.args[1].take(1)), 4)
+
+    def test_rates_of_the_paper(self):
+        self.assertEqual(
+            [
+                protocols.paper_rate(tiny_encoder(name=name))
+                for name in (
+                    *("resnet34", "resnet50w4", "mobilenet_v3_large"),
+                    *("efficientnet_b0", "efficientnet_b1", None),
+                )
+            ],
+            [30, 30, 3, 3, 3, 30],
+        )
+        self.assertEqual(
+            protocols.paper_rate(tiny_encoder(name="efficientnet_b0").backbone),
+            3,
+        )
+
+    def test_rate_of_the_probe_on_views_is_chosen_on_images_held_out(self):
+        told, probed = [], []
+        work = task(
+            learning_rates=(0.1, 2.0, 9.0), probe_epochs=2, tell=told.append
+        )
+
+        def probe(*data, learning_rate, steps_per_epoch, **options):
+            self.assertEqual(options["epochs"], 2)
+            sizes = [sum(len(y) for _, y in part) for part in data]
+            probed.append((learning_rate, *sizes, steps_per_epoch))
+            if learning_rate == 9:
+                raise evaluation.DivergenceError
+            return mock.Mock(accuracy=learning_rate / 10)
+
+        with mock.patch.object(protocols, "linear_probe", probe):
+            results = protocols.evaluate(
+                {"a": tiny_encoder()}, ["linear_views"], work
+            )
+        # Two epochs of 1,297 images, of which 130 are held out; then of all.
+        self.assertEqual(
+            probed,
+            [(rate, 2334, 130, 5) for rate in (0.1, 2, 9)]
+            + [(2, 2594, 500, 6)],
+        )
+        self.assertEqual(
+            results.rows(),
+            [
+                {
+                    "encoder": "a",
+                    "linear probe on views": 20.0,
+                    "linear probe on views, rate": "2",
+                }
+            ],
+        )
+        self.assertIn("0.1: 1.0, 2: 20.0, 9: diverged", told[-1])
 
     def test_scores_by_the_metric(self):
         result = evaluation.RidgeResult(0.5, 0.25, None, None, 1.0)
@@ -244,11 +315,20 @@ class ProtocolsTest(parameterized.TestCase):
             LabelledImages("folder", split, root, 16)
             for split in ("train", "test")
         )
+        train_again = LabelledImages("folder", "train", root, 16, 8)
         encoders = {"a": tiny_encoder()}
         with self.assertRaisesRegex(
             ValueError, "2 classes in train, 2 in test; not in train: owl"
         ):
             protocols.evaluate(encoders, ["knn"], protocols.Task(train, test))
+        with self.assertRaisesRegex(
+            ValueError, "tenth of every class.*Class bat has 3.*Received: 1, 3"
+        ):
+            protocols.evaluate(
+                encoders,
+                ["linear"],
+                protocols.Task(train, train_again, learning_rates=(1, 3)),
+            )
         with self.assertRaisesRegex(ValueError, "split 'train' for both"):
             protocols.evaluate(encoders, ["knn"], protocols.Task(train, train))
         unlabelled = class_folders(
@@ -257,6 +337,50 @@ class ProtocolsTest(parameterized.TestCase):
         bad = LabelledImages("folder", "test", unlabelled, 16)
         with self.assertRaisesRegex(ValueError, "in no class folder"):
             protocols.evaluate(encoders, ["knn"], protocols.Task(train, bad))
+
+    def test_a_class_without_test_images(self):
+        root = self.create_tempdir().full_path
+        class_folders(os.path.join(root, "train"), {"bat": 4, "owl": 4})
+        class_folders(os.path.join(root, "test"), {"bat": 2})
+        train, test = (
+            LabelledImages("folder", split, root, 16)
+            for split in ("train", "test")
+        )
+        with self.assertLogs(level="WARNING") as logs:
+            results = protocols.evaluate(
+                {"a": tiny_encoder()},
+                ["knn"],
+                protocols.Task(train, test, ks=(1,)),
+            )
+        self.assertIn("1 of 2 classes have no test", logs.output[0])
+        self.assertIn("owl", logs.output[0])
+        self.assertIn("1-NN, features", results.columns)
+
+    @parameterized.parameters("knn", "linear", "fine_tune", "linear_views")
+    def test_unknown_classes_of_any_source_before_anything_runs(self, protocol):
+        root = self.create_tempdir().full_path
+        for split, classes in (("train", 2), ("test", 3)):
+            class_folders(os.path.join(root, "images"), {split: 6})
+            with open(os.path.join(root, f"{split}.tsv"), "wb") as rows:
+                for i in range(6):
+                    path = os.path.join(root, "images", split, f"{i}.png")
+                    with open(path, "rb") as file:
+                        data = base64.b64encode(file.read())
+                    rows.write(b"k\t%d\t%s\n" % (i % classes, data))
+        train, test = (
+            LabelledImages("tsv", split, root, 16)
+            for split in ("train", "test")
+        )
+
+        def refuse(text):
+            raise AssertionError(text)
+
+        with self.assertRaisesRegex(ValueError, "not in train: 2"):
+            protocols.evaluate(
+                {"a": tiny_encoder()},
+                [protocol],
+                protocols.Task(train, test, ks=(1,), tell=refuse),
+            )
 
     @parameterized.parameters(*CLASSES.items())
     def test_tfds_has_what_conventions_name(self, name, classes):
@@ -323,7 +447,65 @@ class ResultsTest(absltest.TestCase):
         self.assertLen(lines, 4)
         with Image.open(os.path.join(folder, "results.png")) as image:
             self.assertGreater(np.asarray(image)[..., :3].std(), 5)
-        self.assertLen(os.listdir(folder), 4)
+        self.assertLen(os.listdir(folder), 5)
+        again = protocols.Results.read(folder, {})
+        self.assertEqual(again.scores, self.results.scores)
+
+    def test_beside_earlier_ones(self):
+        earlier = protocols.Results(
+            {
+                "a": {"knn": [1.0], "probe": [2.0, 4.0]},
+                "b": {"knn": [3.0]},
+                "c": {"knn": [4.0]},
+            },
+            fingerprints={"a": "1", "b": "2", "c": "3"},
+            data={"size": 3},
+        )
+        later = protocols.Results(
+            {"a": {"knn": [5.0]}, "b": {"ridge": [6.0]}, "d": {"knn": [7.0]}},
+            {"neighbours": None},
+            {"a": "1", "b": "other weights", "d": "4"},
+            {"size": 3},
+        )
+        both = later.beside(earlier)
+        self.assertEqual(
+            both.scores,
+            {
+                "a": {"knn": [5.0], "probe": [2.0, 4.0]},
+                "b": {"ridge": [6.0]},
+                "c": {"knn": [4.0]},
+                "d": {"knn": [7.0]},
+            },
+        )
+        self.assertEqual(
+            both.fingerprints,
+            {"a": "1", "b": "other weights", "c": "3", "d": "4"},
+        )
+        self.assertEqual(both.data, {"size": 3})
+        self.assertEqual(list(both.pictures), ["neighbours"])
+
+    def test_files_that_are_not_to_be_replaced(self):
+        folder = self.create_tempdir().full_path
+        read = protocols.Results.read
+        self.assertEqual(read(folder, {}).scores, {})
+        path = os.path.join(folder, "results.json")
+        with open(path, "w") as file:
+            file.write("[]")
+        with self.assertRaisesRegex(ValueError, "without a scores.json"):
+            read(folder, {})
+        results = protocols.Results(
+            self.results.scores, data={"size": 3, "split": "a"}
+        )
+        results.write(folder)
+        with self.assertRaisesRegex(
+            ValueError, r"other data. size: 3 there, 4 here. Choose"
+        ):
+            read(folder, {"size": 4, "split": "a"})
+        for content in ("{", "[]", '{"scores": {}}'):
+            with open(os.path.join(folder, "scores.json"), "w") as file:
+                file.write(content)
+            with self.assertRaisesRegex(ValueError, "scores.json.*damaged"):
+                read(folder, {})
 
     def test_figure(self):
         axes = self.results.figure().axes[0]
@@ -349,11 +531,52 @@ class LauncherTest(absltest.TestCase):
         ):
             made = launcher.task()
         self.assertEqual(made.ks, (1, 20))
+        self.assertFalse(made.train.download)
         self.assertEqual(made.learning_rates, (1.0, 0.3))
         self.assertEqual(made.label_fractions, (0.01, 0.1))
         self.assertEqual(made.cache_dir, os.path.join(folder, "features"))
         self.assertEqual(made.test.split, "validation")
         self.assertEqual(made.metric, "top-1")
+        with flagsaver.flagsaver():
+            FLAGS(
+                [
+                    *("evaluate", "--encoder=a", "--dataset=oxford_iiit_pet"),
+                    *("--metric=top-1", "--train_split=train[:50%]"),
+                    *("--test_split=test[:5%]", "--probe_epochs=7"),
+                    *("--fine_tune_learning_rate=0.2", "--cache_dir=cache"),
+                    *("--fine_tune_epochs=8", "--fine_tune_batch_size=9"),
+                    *("--label_list=list.txt", "--download", "--lr=3"),
+                    *("--image_size=96", "--batch_size=5", "--seeds=4"),
+                    "--protocol=knn,fine_tune",
+                ]
+            )
+            with (
+                mock.patch.object(protocols, "evaluate") as evaluated,
+                mock.patch("builtins.print"),
+            ):
+                launcher.main(None)
+        call = evaluated.call_args
+        encoders, names, made = call.args
+        self.assertEqual((encoders, names), (["a"], ["knn", "fine_tune"]))
+        self.assertEqual(call.kwargs, {"seeds": 4})
+        self.assertEqual(made.metric, "top-1")  # not the usual one
+        self.assertEqual(made.learning_rates, (3.0,))
+        self.assertEqual(made.probe_epochs, 7)
+        self.assertEqual(made.fine_tune_rate, 0.2)
+        self.assertEqual(made.fine_tune_epochs, 8)
+        self.assertEqual(made.fine_tune_batch_size, 9)
+        self.assertEqual(made.label_list, "list.txt")
+        self.assertEqual(made.cache_dir, "cache")
+        for images, split in (
+            (made.train, "train[:50%]"),
+            (made.test, "test[:5%]"),
+        ):
+            self.assertEqual(
+                images,
+                LabelledImages(
+                    "oxford_iiit_pet", split, None, 96, 5, download=True
+                ),
+            )
         with (
             flagsaver.flagsaver(k=["ten"]),
             self.assertRaisesRegex(ValueError, "--k must be numbers.*ten"),
@@ -383,13 +606,139 @@ class LauncherTest(absltest.TestCase):
                 ),
             ):
                 launcher.main(None)
-            with open(os.path.join(output, "results.json")) as file:
-                rows = json.load(file)
+            rows = self.rows(output)
             self.assertEqual([row["encoder"] for row in rows], names)
         embedded = [x for x in printed if x.startswith("Embedding")]
         self.assertLen(embedded, 6)
-        self.assertIn("ridge probe", rows[0])
-        self.assertIn("10-NN, embeddings", "".join(printed))
+        # One table of both calls, printed and written.
+        for row in rows:
+            self.assertContainsSubset(
+                ["10-NN, embeddings", "ridge probe"], list(row)
+            )
+        with open(os.path.join(output, "results.md")) as file:
+            written = file.read()
+        for table in (printed[-1], written):
+            self.assertIn("10-NN, embeddings", table)
+            self.assertIn("ridge probe", table)
+
+        # A third encoder's weights change; the first two stay as they are.
+        tiny_encoder(7).save(names[2])
+        third = {**arguments, "encoder": names[2:], "protocol": ["ridge"]}
+        with flagsaver.flagsaver(**third), mock.patch("builtins.print"):
+            launcher.main(None)
+        changed = self.rows(output)
+        self.assertEqual(changed[:2], rows[:2])
+        self.assertEqual(set(changed[2]), {"encoder", "ridge probe"})
+
+        # Other data do not belong into the table; nothing runs.
+        with (
+            flagsaver.flagsaver(**{**arguments, "image_size": 16}),
+            mock.patch.object(protocols, "evaluate") as evaluated,
+            self.assertRaisesRegex(
+                ValueError, "image_size: 12 there, 16 here.*--output"
+            ),
+        ):
+            launcher.main(None)
+        evaluated.assert_not_called()
+        self.assertEqual(self.rows(output), changed)
+
+    def rows(self, output):
+        with open(os.path.join(output, "results.json")) as file:
+            return json.load(file)
+
+    def test_the_papers_probe_by_hand(self):
+        folder, epochs = self.create_tempdir().full_path, 5
+        data = {"dataset": "digits", "image_size": 12}
+        names = [os.path.join(folder, f"{x}.keras") for x in ("one", "other")]
+        encoders = [tiny_encoder(), tiny_encoder(name="efficientnet_b0")]
+        for name, encoder in zip(names, encoders, strict=True):
+            encoder.save(name)
+        with (
+            flagsaver.flagsaver(
+                **data,
+                encoder=names,
+                protocol=["linear_views"],
+                probe_epochs=epochs,
+                output=folder,
+            ),
+            mock.patch("builtins.print"),
+        ):
+            launcher.main(None)
+        found = self.rows(folder)
+        test, labels = evaluation.embed(encoders[0], digits("test").load())
+        batches, steps = digits("train").training(
+            training_view(12),
+            epochs=epochs,
+            batch_size=256,
+            drop_remainder=False,
+        )
+        self.assertEqual(steps, 6)  # of 1,297 images, the last of 17
+        batches = [(encoders[0].features(x).numpy(), y) for x, y in batches]
+        start = evaluation.linear_probe(
+            batches[0], (test, labels), learning_rate=0.0, epochs=1
+        )
+        for row, rate in zip(found, (30, 3), strict=True):
+            self.assertEqual(row["linear probe on views, rate"], str(rate))
+            kernel, bias = start.kernel.astype(np.float32), np.zeros(10)
+            velocity = [0, 0]
+            for step, (x, y) in enumerate(batches):
+                decay = (1, 1, 1, 0.1, 0.01)[step // steps]
+                logits = x @ kernel + bias
+                odds = np.exp(logits - logits.max(1, keepdims=True))
+                error = odds / odds.sum(1, keepdims=True) - np.eye(10)[y]
+                gradients = x.T @ error / len(y), error.mean(0)
+                velocity = [
+                    0.9 * v + g
+                    for v, g in zip(velocity, gradients, strict=True)
+                ]
+                kernel = kernel - rate * decay * velocity[0]
+                bias = bias - rate * decay * velocity[1]
+            right = (test @ kernel + bias).argmax(1) == labels
+            self.assertAlmostEqual(
+                row["linear probe on views"], 100 * right.mean(), delta=0.5
+            )
+            self.assertGreater(right.mean(), 0.2)
+
+    def test_label_list(self):
+        root = self.create_tempdir().full_path
+        sizes = {"bat": 5, "owl": 4}
+        for split in ("train", "test"):
+            class_folders(os.path.join(root, split), sizes)
+            for name in sizes:  # names that tell the class
+                folder = os.path.join(root, split, name)
+                for file in os.listdir(folder):
+                    os.rename(
+                        os.path.join(folder, file),
+                        os.path.join(folder, f"{name}_{file}"),
+                    )
+        listed = os.path.join(root, "few.txt")
+        with open(listed, "w") as file:
+            file.write("bat_1.png\nbat_3.png\nowl_0.png\n")
+        encoder = os.path.join(root, "tiny.keras")
+        tiny_encoder().save(encoder)
+        seen = []
+
+        def fine_tune(model, train, test, **options):
+            seen.extend(sorted(int(y) for _, labels in train for y in labels))
+            return mock.Mock(accuracy=0.5)
+
+        with (
+            flagsaver.flagsaver(
+                encoder=[encoder],
+                data_dir=root,
+                image_size=12,
+                protocol=["fine_tune"],
+                fine_tune_epochs=1,
+                label_list=listed,
+                output=os.path.join(root, "results"),
+            ),
+            mock.patch.object(protocols, "fine_tune", fine_tune),
+            mock.patch("builtins.print"),
+        ):
+            launcher.main(None)
+        self.assertEqual(seen, [0, 0, 1])
+        (row,) = self.rows(os.path.join(root, "results"))
+        self.assertEqual(row, {"encoder": encoder, "fine-tuned, few.txt": 50.0})
 
     def test_detection_is_another_launcher(self):
         with flagsaver.flagsaver():

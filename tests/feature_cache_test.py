@@ -383,6 +383,8 @@ class LabelledImagesTest(parameterized.TestCase):
         data = LabelledImages(name, "train", root, 14, 7)
         np.testing.assert_array_equal(data.labels, labels)
         self.assertEqual(data.num_classes, 4)
+        names = {} if source == "tsv" else {i: str(i) for i in range(4)}
+        self.assertEqual(data.class_names, names)
         self.assertLen(data.fingerprint, 16)
         sizes = LabelledImages(name, "train", root, 12, 7)
         self.assertNotEqual(data.fingerprint, sizes.fingerprint)
@@ -435,6 +437,33 @@ class LabelledImagesTest(parameterized.TestCase):
             np.testing.assert_array_equal(y, b)
         _, steps = self.images.training(view, epochs=2, batch_size=100)
         self.assertEqual(steps, 1)
+
+    def test_training_on_a_part(self):
+        view, numbers = training_view(16), []
+        for subset, size in (("train", 52), ("held_out", 8)):
+            batches, steps = self.images.training(
+                view,
+                epochs=2,
+                batch_size=25,
+                drop_remainder=False,
+                held_out=8,
+                subset=subset,
+            )
+            numbers.append(sum(len(y) for _, y in batches))
+            self.assertEqual(numbers[-1], 2 * size)
+            self.assertEqual(steps, -(-size // 25))
+
+    def test_download(self):
+        images = LabelledImages("cifar10", "train", self.data, download=True)
+        with (
+            mock.patch.object(
+                tfds.core.DatasetBuilder,
+                "download_and_prepare",
+                side_effect=OSError("no network"),
+            ),
+            self.assertRaisesRegex(OSError, "no network"),
+        ):
+            images.load()
 
     def test_unlabelled(self):
         loose = os.path.join(self.data, "train", "loose.png")

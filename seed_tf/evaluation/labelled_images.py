@@ -28,6 +28,7 @@ class LabelledImages:
         image_size: positive int, S, of the central squares, which are cut out
             of images resized as 256 is to 224.
         batch_size: positive int, images run at a time.
+        download: bool, let TFDS download and prepare what is missing.
 
     Raises:
         ValueError: by every method, if the data are missing or unlabelled.
@@ -38,6 +39,7 @@ class LabelledImages:
     data_dir: str | None = None
     image_size: int = 224
     batch_size: int = 64
+    download: bool = False
 
     @property
     def resize(self):
@@ -45,11 +47,6 @@ class LabelledImages:
 
     def __len__(self):
         return int(self.load(batch_size=1).cardinality())
-
-    @property
-    def quick_labels(self):
-        """bool, whether labels are known without reading all files."""
-        return self.dataset in ("folder", "digits")
 
     def load(self, **options):
         """Batches of (central squares, labels), in a fixed order."""
@@ -59,13 +56,14 @@ class LabelledImages:
             "batch_size": self.batch_size,
             "shuffle": False,
             "labels": True,
+            "download": self.download,
             **options,
         }
         return datasets.load(
             self.dataset, split=self.split, data_dir=self.data_dir, **options
         )
 
-    def training(self, view, *, epochs, batch_size, seed=0):
+    def training(self, view, *, epochs, batch_size, seed=0, **options):
         """Augmented batches of all epochs, each in another order.
 
         Only what the view's crop needs of a file is decoded.
@@ -76,20 +74,23 @@ class LabelledImages:
             batch_size: int. Smaller last batches are left out, unless there
                 are no others.
             seed: int, of order and views.
+            **options: of `seed_tf.datasets.load`.
 
         Returns:
             A tuple of the `tf.data.Dataset` of (float32 images in [0, 255],
             labels), and the number of its batches in an epoch.
         """
-        batches = self.load(
-            image_size=self.resize,
-            batch_size=batch_size,
-            shuffle=True,
-            drop_remainder=len(self) >= batch_size,
-            seed=seed,
-            views=view,
-            epochs=epochs,
-        )
+        options = {
+            "image_size": self.resize,
+            "batch_size": batch_size,
+            "shuffle": True,
+            "drop_remainder": len(self) >= batch_size,
+            "seed": seed,
+            "views": view,
+            "epochs": epochs,
+            **options,
+        }
+        batches = self.load(**options)
 
         def augment(step, batch):
             images, labels = batch
@@ -125,26 +126,34 @@ class LabelledImages:
             return np.array([files[i][1] for i in range(files.size)])
         if self.dataset == "digits":
             return datasets.digits(self.split, image_size=8)[1]
-        return np.array([label for _, label in self._files()], np.int64)
+        if self.dataset == "tsv":
+            return np.array([label for _, label in self._files()], np.int64)
+        source = sources.tfds(self.dataset, self._path, self.split)
+        batches = source.records(Order.once(source.size, 1024))
+        labels = batches.map(lambda number, data, label, name: label)
+        # The last batch's places beyond the last image hold anything.
+        return np.concatenate(list(labels.as_numpy_iterator()))[: source.size]
 
     @property
     def num_classes(self):
-        if self.quick_labels or self.dataset == "tsv":
+        if self.dataset in ("folder", "digits", "tsv"):
             return 1 + int(self.labels.max())
         return self._tfds_info.features["label"].num_classes
 
     @property
     def class_names(self):
-        """Dict of the labels to names, or to themselves without names."""
+        """Dict of labels to names, empty where classes have numbers alone."""
+        if self.dataset in ("digits", "tsv"):
+            return {}
+        if self.dataset != "folder":
+            return dict(enumerate(self._tfds_info.features["label"].names))
         names = {}
         for label, i in zip(
             *np.unique(self.labels, return_index=True), strict=True
         ):
-            names[int(label)] = str(label)
-            if self.dataset == "folder":
-                path = os.path.relpath(self._folder[i][0], self._path)
-                parts = path.split(os.sep)
-                names[int(label)] = parts[parts[0] == self.split]
+            path = os.path.relpath(self._folder[i][0], self._path)
+            parts = path.split(os.sep)
+            names[int(label)] = parts[parts[0] == self.split]
         return names
 
     @functools.cached_property

@@ -110,7 +110,7 @@ def check_classes(train, test, names=None):
 
     Args:
         train, test: `[N]` and `[M]` integer labels.
-        names: names of the classes by label, or None.
+        names: dict of labels to names, of some or all; None for none.
 
     Raises:
         ValueError: if a class of `test` is none of `train`. One of `train`
@@ -118,7 +118,7 @@ def check_classes(train, test, names=None):
     """
 
     def listed(labels):
-        shown = [str(names[i]) if names else str(i) for i in labels[:5]]
+        shown = [str((names or {}).get(i, i)) for i in labels[:5]]
         more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
         return ", ".join(shown) + more
 

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from matplotlib.figure import Figure
 
+from seed_tf import recipes
 from seed_tf.checkpoints import load_teacher
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation import report
@@ -23,13 +24,18 @@ from seed_tf.evaluation.fine_tune import fine_tune, training_view
 from seed_tf.evaluation.knn import check_k, knn_grid, nearest_neighbours
 from seed_tf.evaluation.labelled_images import LabelledImages
 from seed_tf.evaluation.labels import check_classes
-from seed_tf.evaluation.linear_probe import choose_learning_rate, linear_probe
+from seed_tf.evaluation.linear_probe import (
+    best_rate,
+    choose_learning_rate,
+    linear_probe,
+)
 from seed_tf.evaluation.retrieval import retrieval
 from seed_tf.evaluation.ridge_probe import ridge_probe
-from seed_tf.training.saving import replacing
+from seed_tf.training.saving import fingerprint, replacing
 
 _OUTPUTS = ("features", "embeddings")
 _SHOWN = 6  # queries, and neighbours of each, in the picture
+_HELD_OUT = 0.1  # of the training images, to choose a learning rate on
 
 
 @dataclasses.dataclass
@@ -41,8 +47,9 @@ class Task:
             out the query itself.
         metric: "top-1" or "mean per class", of the protocol "transfer".
         ks: ints, of k-NN and of recall@k.
-        learning_rates: floats, of the linear probe. Of several the best is
-            chosen on a tenth of the training set.
+        learning_rates: floats, of the linear probes. Of several the best is
+            chosen on a tenth of the training set. None for 10 on features
+            and, on views, the paper's: see `paper_rate`.
         probe_epochs: int.
         label_fractions: floats in (0, 1], for fine-tuning.
         label_list: path of a file of image names, in place of fractions.
@@ -58,7 +65,7 @@ class Task:
     test: LabelledImages
     metric: str = "top-1"
     ks: tuple = (10,)
-    learning_rates: tuple = (10.0,)
+    learning_rates: tuple | None = None
     probe_epochs: int = 100
     label_fractions: tuple = (1.0,)
     label_list: str | None = None
@@ -74,35 +81,73 @@ class Task:
         self._subsets = {}
         self.neighbours, self.labels = {}, ()
 
+    @property
+    def data(self):
+        """Dict of what has to be equal for results to be comparable."""
+        folder = self.train.data_dir
+        return {
+            "dataset": self.train.dataset,
+            "data_dir": folder and os.path.realpath(os.path.expanduser(folder)),
+            "train_split": self.train.split,
+            "test_split": self.test.split,
+            "image_size": self.train.image_size,
+        }
+
+    def check_labels(self, held_out=False):
+        """Raises ValueError if labels do not fit, before images are decoded.
+
+        Args:
+            held_out: bool, whether a tenth of every class will be held out.
+        """
+        train, test = map(self._cache.labels, (self.train, self.test))
+        names = self.train.class_names | self.test.class_names
+        check_classes(train, test, names)
+        if not held_out:
+            return
+        labels, counts = np.unique(train, return_counts=True)
+        label, count = labels[counts.argmin()], counts.min()
+        if not round(_HELD_OUT * count):
+            rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+            raise ValueError(
+                "Of several learning rates the best is chosen on a tenth of "
+                "every class's training images. Class "
+                f"{names.get(label, label)} has {count}, too few for that. "
+                f"Give one learning rate. Received: {rates}."
+            )
+
     def features(self, model, output="features"):
         """Pairs of features and labels, of training and of test images."""
-        train = self._cache.features(model, self.train, output)
-        test = self._cache.features(model, self.test, output)
-        check_classes(train[1], test[1])
-        return train, test
+        return tuple(
+            self._cache.features(model, images, output)
+            for images in (self.train, self.test)
+        )
 
     def subsets(self, seed):
-        """Labelled subsets to fine-tune on, by what to call them."""
+        """Labelled subsets to fine-tune on, by what to call them.
+
+        Each is a pair of `LabelledImages` and the share of labels, a float.
+        """
         if seed not in self._subsets:
             folder = os.path.join(self._folder.name, str(seed))
             if self.label_list:
                 listed = self.train.listed(self.label_list, folder)
-                found = {os.path.basename(self.label_list): listed}
+                share = len(listed) / len(self.train)
+                found = {os.path.basename(self.label_list): (listed, share)}
             else:
                 found = {
-                    f"{100 * x:g} % of labels": self.train.fraction(
-                        x, f"{folder}-{x}", seed
+                    f"{100 * x:g} % of labels": (
+                        self.train.fraction(x, f"{folder}-{x}", seed),
+                        x,
                     )
                     for x in self.label_fractions
                 }
             self._subsets[seed] = found
         return self._subsets[seed]
 
-    def fine_tune(self, model, images, seed):
-        """`FineTuneResult` of one encoder and training set."""
+    def fine_tune(self, model, images, seed, share=1.0):
+        """`FineTuneResult` of one encoder, images, and their share of all."""
         epochs = self.fine_tune_epochs
         if epochs is None:
-            share = len(images) / len(self.train)
             epochs = 60 if share <= 0.01 else 30
         train, steps_per_epoch = images.training(
             training_view(images.image_size),
@@ -125,23 +170,62 @@ class Task:
     def probe(self, model, seed):
         """`ProbeResult` of one encoder, and the rate of it."""
         train, test = self.features(model)
-        options = {"epochs": self.probe_epochs, "standardize": True}
-        rate = self.learning_rates[0]
-        if len(self.learning_rates) > 1:
+        options = {
+            "epochs": self.probe_epochs,
+            "standardize": True,
+            "seed": seed,
+        }
+        rate, *others = self.learning_rates or (10.0,)
+        if others:
             rate, found = choose_learning_rate(
-                train, self.learning_rates, seed=seed, **options
+                train, self.learning_rates, held_out=_HELD_OUT, **options
             )
-            self.tell(
-                "linear probe, held-out accuracy by rate: "
-                + ", ".join(
-                    f"{x:g}: {'diverged' if y is None else f'{100 * y:.1f}'}"
-                    for x, y in found.items()
-                )
+            self._tell_rates(found)
+        return linear_probe(train, test, learning_rate=rate, **options), rate
+
+    def probe_views(self, model, seed):
+        """`probe` on new views of the images in every epoch, by the paper."""
+
+        def probe(rate, test, **part):
+            train, steps_per_epoch = self.train.training(
+                training_view(self.train.image_size),
+                epochs=self.probe_epochs,
+                batch_size=recipes.Probe().batch_size,
+                seed=seed,
+                drop_remainder=False,
+                **part,
             )
-        probe = linear_probe(
-            train, test, learning_rate=rate, seed=seed, **options
+            return linear_probe(
+                train,
+                test,
+                encoder=model,
+                num_classes=self.train.num_classes,
+                learning_rate=rate,
+                epochs=self.probe_epochs,
+                steps_per_epoch=steps_per_epoch,
+                seed=seed,
+                tell=self.tell,
+            )
+
+        rate, *others = self.learning_rates or (paper_rate(model),)
+        if others:
+            size = round(_HELD_OUT * len(self.train))
+            kept = self.train.load(held_out=size, subset="held_out")
+            rate, found = best_rate(
+                self.learning_rates,
+                lambda rate: probe(rate, kept, held_out=size).accuracy,
+            )
+            self._tell_rates(found)
+        return probe(rate, self.test.load()), rate
+
+    def _tell_rates(self, found):
+        self.tell(
+            "linear probe, held-out accuracy by rate: "
+            + ", ".join(
+                f"{x:g}: {'diverged' if y is None else f'{100 * y:.1f}'}"
+                for x, y in found.items()
+            )
         )
-        return probe, rate
 
     def score(self, result):
         """A result's accuracy, in percent, by the data set's metric."""
@@ -162,8 +246,13 @@ def _knn(name, model, task, seed):
 def _linear(name, model, task, seed):
     probe, rate = task.probe(model, seed)
     yield "linear probe", 100 * probe.accuracy
-    if len(task.learning_rates) > 1:
-        yield "linear probe, rate", f"{rate:g}"
+    yield "linear probe, rate", f"{rate:g}"
+
+
+def _linear_views(name, model, task, seed):
+    probe, rate = task.probe_views(model, seed)
+    yield "linear probe on views", 100 * probe.accuracy
+    yield "linear probe on views, rate", f"{rate:g}"
 
 
 def _ridge(name, model, task, seed):
@@ -171,16 +260,15 @@ def _ridge(name, model, task, seed):
 
 
 def _fine_tune(name, model, task, seed):
-    for labels, images in task.subsets(seed).items():
-        result = task.fine_tune(model, images, seed)
+    for labels, (images, share) in task.subsets(seed).items():
+        result = task.fine_tune(model, images, seed, share)
         yield f"fine-tuned, {labels}", 100 * result.accuracy
 
 
 def _transfer(name, model, task, seed):
     probe, rate = task.probe(model, seed)
     yield f"transfer, linear ({task.metric})", task.score(probe)
-    if len(task.learning_rates) > 1:
-        yield "transfer, rate", f"{rate:g}"
+    yield "transfer, rate", f"{rate:g}"
     result = task.fine_tune(model, task.train, seed)
     yield f"transfer, fine-tuned ({task.metric})", task.score(result)
 
@@ -228,6 +316,7 @@ class Protocol(NamedTuple):
 PROTOCOLS = {
     "knn": Protocol(_knn, random=False),
     "linear": Protocol(_linear, random=True),
+    "linear_views": Protocol(_linear_views, random=True),
     "ridge": Protocol(_ridge, random=False),
     "fine_tune": Protocol(_fine_tune, random=True),
     "transfer": Protocol(_transfer, random=True),
@@ -261,6 +350,28 @@ def load_encoder(name, seed=0):
     backbone, _, stem = rest.partition(":")
     keras.utils.set_random_seed(seed)
     return Encoder(backbone, stem=stem or "imagenet")
+
+
+def paper_rate(model):
+    """The learning rate of the paper's linear probe: 30, or 3.
+
+    3 is that of EfficientNet and MobileNet, as `seed_tf.recipes` has it; all
+    that it does not know take 30.
+
+    Args:
+        model: `Encoder` or keras.Model, told by the name of its backbone.
+
+    Example:
+
+    >>> paper_rate(student)
+    30.0
+    """
+    rates = {
+        recipe.student: recipe.probe.learning_rate
+        for recipe in recipes.RECIPES.values()
+    }
+    network = getattr(model, "backbone", model).name
+    return rates.get(network, recipes.Probe().learning_rate)
 
 
 def evaluate(encoders, protocols, task, *, seeds=1):
@@ -308,7 +419,8 @@ def evaluate(encoders, protocols, task, *, seeds=1):
     pictures = {}
     if task.neighbours:
         pictures["neighbours"] = _picture(task)
-    return Results(scores, pictures)
+    fingerprints = {name: fingerprint(model) for name, model in models.items()}
+    return Results(scores, pictures, fingerprints, task.data)
 
 
 def _check(task, protocols, seeds):
@@ -326,10 +438,6 @@ def _check(task, protocols, seeds):
             f"Received: metric={task.metric!r}."
         )
     task.test.load()
-    if task.train.quick_labels:
-        check_classes(
-            task.train.labels, task.test.labels, task.test.class_names
-        )
     alone = task.train == task.test
     if alone and set(protocols) != {"retrieval"}:
         raise ValueError(
@@ -337,6 +445,10 @@ def _check(task, protocols, seeds):
             f"from and to test on. Received: split {task.train.split!r} for "
             "both."
         )
+    if not alone:
+        probed = {"linear", "linear_views", "transfer"} & set(protocols)
+        several = len(task.learning_rates or ()) > 1
+        task.check_labels(held_out=bool(probed) and several)
     if {"knn", "retrieval"} & set(protocols):
         for k in task.ks:
             check_k(range(len(task.train) - alone), k)
@@ -371,10 +483,68 @@ class Results:
         scores: dict of encoders to dicts of columns to lists, of one value per
             seed: percent, or str.
         pictures: dict of names to figures.
+        fingerprints: dict of encoders to what tells their weights apart.
+        data: JSON dict that tells what they were evaluated on.
     """
 
-    def __init__(self, scores, pictures=()):
+    def __init__(self, scores, pictures=(), fingerprints=(), data=()):
         self.scores, self.pictures = scores, dict(pictures)
+        self.fingerprints, self.data = dict(fingerprints), dict(data)
+
+    @classmethod
+    def read(cls, folder, data):
+        """What `write` left in a folder, without pictures; empty if nothing.
+
+        Raises:
+            ValueError: if that was on other data, or the folder has results
+                of other kinds, or damaged ones.
+        """
+        path = os.path.join(folder, "scores.json")
+        remedy = "Choose another --output, or remove them."
+        try:
+            with open(path, encoding="utf-8") as file:
+                earlier = json.load(file)
+            scores, fingerprints, there = (
+                earlier[key] for key in ("scores", "fingerprints", "data")
+            )
+        except FileNotFoundError:
+            if os.path.exists(os.path.join(folder, "results.json")):
+                raise ValueError(
+                    f"{folder!r} holds results without a scores.json, which "
+                    f"would tell on which data. {remedy}"
+                ) from None
+            return cls({}, data=data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path!r} is damaged: {error!r}.") from error
+        if there != data:
+            different = "; ".join(
+                f"{key}: {there.get(key)!r} there, {value!r} here"
+                for key, value in data.items()
+                if there.get(key) != value
+            )
+            raise ValueError(
+                f"{folder!r} holds results on other data. {different}. {remedy}"
+            )
+        return cls(scores, (), fingerprints, data)
+
+    def beside(self, earlier):
+        """These and earlier results on the same data, as one.
+
+        Where both have a column of an encoder, it is this one's. Of an encoder
+        whose weights are others now, nothing earlier stays.
+        """
+        kept = {
+            name: columns
+            for name, columns in earlier.scores.items()
+            if self.fingerprints.get(name)
+            in (None, earlier.fingerprints.get(name))
+        }
+        scores = {
+            name: kept.get(name, {}) | self.scores.get(name, {})
+            for name in [*earlier.scores, *self.scores]
+        }
+        fingerprints = earlier.fingerprints | self.fingerprints
+        return Results(scores, self.pictures, fingerprints, self.data)
 
     @property
     def columns(self):
@@ -457,6 +627,8 @@ class Results:
     def write(self, folder):
         """Writes results.json, .csv, .md and .png, and the pictures.
 
+        And scores.json, with what `read` takes: the values of all seeds.
+
         Raises:
             OSError: if a file cannot be written.
         """
@@ -468,7 +640,13 @@ class Results:
         writer = csv.DictWriter(sheet, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+        everything = {
+            "data": self.data,
+            "fingerprints": self.fingerprints,
+            "scores": self.scores,
+        }
         for name, text in {
+            "scores.json": json.dumps(everything, indent=2),
             "results.json": json.dumps(rows, indent=2),
             "results.csv": sheet.getvalue(),
             "results.md": self.table("markdown") + "\n",
