@@ -21,6 +21,7 @@ from seed_tf import evaluation
 from seed_tf.evaluation import protocols, transfer
 from seed_tf.evaluation.fine_tune import training_view
 from seed_tf.evaluation.labelled_images import LabelledImages
+from seed_tf.training.report import read_results
 
 FLAGS = flags.FLAGS
 CLASSES = {  # of data sets of TFDS
@@ -467,7 +468,11 @@ class ResultsTest(absltest.TestCase):
             {"a": "1", "b": "other weights", "d": "4"},
             {"size": 3},
         )
-        both = later.beside(earlier)
+        with self.assertLogs(level="WARNING") as logs:
+            both = later.beside(earlier)
+        self.assertLen(logs.output, 1)
+        self.assertIn("b has other weights", logs.output[0])
+        self.assertIn("left out: knn", logs.output[0])
         self.assertEqual(
             both.scores,
             {
@@ -641,6 +646,8 @@ class LauncherTest(absltest.TestCase):
             launcher.main(None)
         evaluated.assert_not_called()
         self.assertEqual(self.rows(output), changed)
+        path = os.path.join(output, "results.json")
+        self.assertEqual(read_results(path), changed)  # experiments.report's
 
     def rows(self, output):
         with open(os.path.join(output, "results.json")) as file:

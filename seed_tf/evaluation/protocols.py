@@ -531,14 +531,16 @@ class Results:
         """These and earlier results on the same data, as one.
 
         Where both have a column of an encoder, it is this one's. Of an encoder
-        whose weights are others now, nothing earlier stays.
+        whose weights are others now, nothing earlier stays, with a warning.
         """
-        kept = {
-            name: columns
-            for name, columns in earlier.scores.items()
-            if self.fingerprints.get(name)
-            in (None, earlier.fingerprints.get(name))
-        }
+        kept = dict(earlier.scores)
+        for name in set(self.scores) & set(kept):
+            if self.fingerprints.get(name) != earlier.fingerprints.get(name):
+                logging.warning(
+                    "%s has other weights than when it was evaluated before. "
+                    "What was found then is left out: %s.",
+                    *(name, ", ".join(kept.pop(name))),
+                )
         scores = {
             name: kept.get(name, {}) | self.scores.get(name, {})
             for name in [*earlier.scores, *self.scores]
