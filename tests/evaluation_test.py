@@ -241,6 +241,8 @@ class LabelFractionTest(parameterized.TestCase):
             check([0, 1, 1], [5, 1, 7])
         with self.assertRaisesRegex(ValueError, "not in train: owl"):
             check([0], [1], {0: "bat", 1: "owl"})
+        with self.assertRaisesRegex(ValueError, "not in train: owl, 2"):
+            check([0], [1, 2], {1: "owl"})  # names of some
         with self.assertLogs(level="WARNING") as logs:
             check(np.arange(9), [1])
         self.assertIn("8 of 9 classes", logs.output[0])
