@@ -572,6 +572,26 @@ class RecordsTest(parameterized.TestCase):
             self.assertRegex(rows[name], r"\d")
         self.assertRegex(rows["waiting for data"], r"^\d+% of the time$")
 
+    @parameterized.parameters(None, BATCH - 1)
+    def test_dry_run_of_a_single_step(self, fit):
+        # Five are measured, of fewer images if that is all that fit.
+        trained = model()
+        with mock.patch.object(
+            cost, "images_that_fit", return_value=fit or BATCH
+        ):
+            printed = seed_tf.training.dry_run(
+                trained,
+                lambda first_step: load(first_step).take(1),
+                encoder=trained.student,
+                epochs=1,
+                steps_per_epoch=1,
+                batch_size=BATCH,
+            )
+        self.assertEqual(trained.step.numpy(), 5)
+        self.assertRegex(printed, r"steps +1 = 1 epochs of 1\n")
+        self.assertRegex(printed, r"images per second +[\d.]+\n")
+        self.assertEqual(f"of {BATCH - 1} images" in printed, fit is not None)
+
     def test_the_checkpoint_is_as_large_as_told(self):
         checkpoints = Checkpoints(self.folder, model(width=2000))
         checkpoints.save(0)

@@ -416,6 +416,7 @@ def _measure(model, load, batch_size, steps_per_epoch, total, step):
     batches, steps = load(0), min(DRY_STEPS, steps_per_epoch)
     if measured < batch_size:
         batches = batches.unbatch().batch(measured, drop_remainder=True)
+        batches = batches.repeat()  # a short run has fewer than five
         steps = DRY_STEPS
     times, start = _Times(), time.monotonic()
     model.fit(
