@@ -110,6 +110,8 @@ class AdviceTest(parameterized.TestCase):
         (100_000, 8192, 8192, None),
         (100_000, 65536, 8192, "holds 66% of 100,000"),
         (50_000, 65536, 4096, "holds 1.3 views of each of 50,000"),
+        (512, 64, 64, None),
+        (511, 64, 64, None),
         (300, 64, 64, None),
         (300, 150, 64, "holds 50% of 300"),
     )
@@ -118,6 +120,19 @@ class AdviceTest(parameterized.TestCase):
             embeddings(100, 0.15), images=images, queue_size=asked
         )
         self.assertEqual(found.queue_size, recommended)
+        # The reason is true: of few images even the smallest is a large part.
+        reason, share = found.reasons[-1], recommended / images
+        if recommended == 65536:
+            self.assertIn(f"the paper's, holds {share:.1%} of", reason)
+        elif 8 * recommended <= images:
+            self.assertIn("no more than an eighth", reason)
+            self.assertGreater(16 * recommended, images)
+        else:
+            self.assertIn(
+                f"the smallest that is recommended; it holds "
+                f"{share:.0%} of {images}",
+                reason,
+            )
         told = [w for w in found.warnings if "A queue of" in w]
         self.assertLen(told, 1 if warning else 0)
         if warning:

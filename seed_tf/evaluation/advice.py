@@ -20,6 +20,7 @@ NEIGHBOURS = (2.0, 300.0)
 ONE_HOT = 0.95  # mass on the image itself
 # What a queue should hold of the data set at most; and what is too much.
 QUEUE_SHARE, LARGE_SHARE = 1 / 8, 1 / 4
+SMALLEST_QUEUE = 64  # fewer points have hardly a neighbour among them
 QUERIES = 256
 
 
@@ -188,7 +189,7 @@ def advise(
     sample = 2 ** int(math.log2(len(embeddings) * 3 / 4))
     queue, queries = embeddings[:sample], embeddings[sample:][:QUERIES]
     best_queue = min(PAPER_QUEUE, 2 ** int(math.log2(images * QUEUE_SHARE)))
-    best_queue = max(best_queue, 64)
+    best_queue = max(best_queue, SMALLEST_QUEUE)
     measured = targets(queries, queue)
     expected = targets(queries, queue, queue_size=best_queue)
     quarter = targets(queries, queue[: sample // 4], queue_size=sample)
@@ -258,6 +259,12 @@ def _queue_reason(size, images):
         return (
             f"A queue of {size:,}, the paper's, holds {size / images:.1%} of "
             f"{images:,} images."
+        )
+    if size > QUEUE_SHARE * images:
+        return (
+            f"A queue of {size:,} is the smallest that is recommended; it "
+            f"holds {size / images:.0%} of {images:,} images, more than the "
+            "eighth that would be better."
         )
     return (
         f"A queue of {size:,} is the largest power of two that holds no more "
