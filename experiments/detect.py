@@ -2,13 +2,15 @@
 
     python -m experiments.detect --encoder=runs/student \\
         --encoder=untrained:resnet18 --dataset=voc/2007 \\
-        --train_split=train+validation --test_split=test --output=detection
+        --train_split=train+validation --test_split=test --output=results
 
 Each is fine-tuned in a KerasCV RetinaNet and judged by COCO's metrics; prints
-a table, with --output also writes it, and a picture. See docs/detection.md.
+a table, with --output also writes it, and pictures, into a folder `detection`
+there. See docs/detection.md.
 """
 
 import functools
+import os
 
 import tensorflow as tf
 from absl import flags
@@ -56,7 +58,9 @@ flags.DEFINE_boolean(
 flags.DEFINE_boolean("flip", True, "Mirror images; never those of 'canvas'.")
 flags.DEFINE_integer("seeds", 1, "Detectors of each encoder.", 1)
 flags.DEFINE_string(
-    "output", None, "Folder for results.json, .md, detections.png."
+    "output",
+    None,
+    "Folder for detection/: results.json, .csv, .md, .png and detections.png.",
 )
 
 
@@ -84,9 +88,10 @@ def data():
 
 
 def main(_):
+    detection.authors_code()  # before any download or training
     train, test, names = data()
     encoders = {name: load_encoder(name) for name in FLAGS.encoder}
-    for encoder in encoders.values():  # before any training
+    for encoder in encoders.values():
         detection.Pyramid(getattr(encoder, "backbone", encoder))
     trained = [x for x in encoders if not x.startswith("untrained:")]
 
@@ -108,9 +113,9 @@ def main(_):
         tell=lambda text: print(text, flush=True),
     )
     if FLAGS.output:
-        detection.write_results(
-            FLAGS.output, scores, images, drawn, names=names
-        )
+        # Not among the files of evaluate, which have the same names.
+        folder = os.path.join(FLAGS.output, "detection")
+        detection.write_results(folder, scores, images, drawn, names=names)
     print(f"\nCOCO's average precision, %\n\n{detection.table(scores)}")
 
 

@@ -1,11 +1,13 @@
 """Detection: maps are found, boxes follow their images, precision is COCO's."""
 
 import contextlib
+import csv
 import functools
 import io
 import json
 import os
 import pathlib
+import sys
 import unittest.mock
 
 import keras
@@ -20,8 +22,9 @@ import seed_tf
 from seed_tf.datasets.canvas import canvas
 from seed_tf.encoders.backbones import BACKBONES
 from seed_tf.encoders.resnet import resnet
-from seed_tf.evaluation import detection
-from seed_tf.evaluation.detection import training
+from seed_tf.evaluation import detection, protocols
+from seed_tf.evaluation.detection import comparison, training
+from seed_tf.training import report as training_report
 
 RESNETS = [name for name in BACKBONES if name.startswith("resnet")]
 
@@ -599,9 +602,12 @@ class PublishedTest(absltest.TestCase):
             *(f"--data_dir={data_dir}", "--image_size=64", "--batch_size=2"),
             *("--smallest_anchor=16", "--steps=1", f"--output={output}"),
         )
-        with open(os.path.join(output, "results.json")) as file:
-            (scores,) = json.load(file)[encoder]
-        self.assertCountEqual(scores, detection.METRICS)
+        # Nothing of it lies where experiments.evaluate and a run have theirs.
+        self.assertCountEqual(os.listdir(output), ["tiny.keras", "detection"])
+        results = os.path.join(output, "detection", "results.json")
+        (row,) = training_report.read_results(results)
+        self.assertCountEqual(row, ["encoder", *detection.METRICS])
+        self.assertEqual(row["encoder"], encoder)
         data, names = detection.load_boxes(
             *("voc/2007", "train+validation"), data_dir=data_dir, image_size=64
         )
@@ -656,7 +662,158 @@ class PublishedTest(absltest.TestCase):
             )
 
 
-class LauncherTest(absltest.TestCase):
+def noted(calls, result):
+    """A function that notes what it is given, and returns `result`."""
+
+    def call(*args, **kwargs):
+        calls.append((args, kwargs))
+        return result
+
+    return call
+
+
+class CompareTest(absltest.TestCase):
+    def test_every_start_with_every_seed(self):
+        calls = {"starts": [], "detector": [], "train": []}
+        metrics = iter(
+            {"AP": x, "AP50": 2 * x, "AP75": 0.0} for x in (0.1, 0.2, 0.3, 0.4)
+        )
+        found = iter("abcd")
+        data = data_set(*canvas("train", 2))
+        with unittest.mock.patch.multiple(
+            comparison,
+            detector=lambda encoder, classes, *, frozen_norm, **_: (
+                calls["detector"].append((encoder, classes, frozen_norm))
+                or keras.random.normal([1]).numpy()
+            ),
+            fine_tune_detector=noted(calls["train"], None),
+            evaluate_detector=lambda *_: next(metrics),
+            detect=lambda *_: next(found),
+        ):
+            scores, images, drawn = detection.compare(
+                {
+                    "a": lambda seed: f"a{seed}",
+                    "b": lambda seed: f"b{seed}",
+                },
+                *(data, data),
+                num_classes=10,
+                seeds=[3, 5],
+                frozen_norm=["b"],
+                num_pictures=2,
+                steps=7,
+            )
+        self.assertEqual(
+            calls["detector"],
+            [
+                *(("a3", 10, False), ("b3", 10, True)),
+                *(("a5", 10, False), ("b5", 10, True)),
+            ],
+        )
+        heads = [args[0] for args, _ in calls["train"]]
+        self.assertEqual(heads[0], heads[1])  # the same for a seed
+        self.assertNotEqual(heads[1], heads[2])
+        self.assertEqual(
+            [(k["seed"], k["steps"]) for _, k in calls["train"]],
+            [(3, 7), (3, 7), (5, 7), (5, 7)],
+        )
+        self.assertEqual([s["AP"] for s in scores["a"]], [0.1, 0.3])
+        self.assertEqual([s["AP"] for s in scores["b"]], [0.2, 0.4])
+        self.assertLen(images, 2)
+        # Drawn are the detectors of the first seed.
+        self.assertEqual({k: drawn[k] for k in "ab"}, {"a": "a", "b": "b"})
+
+    def test_pycocotools_is_asked_for_before_any_training(self):
+        data = data_set(*canvas("train", 1))
+        with (
+            unittest.mock.patch.dict(sys.modules, {"pycocotools": None}),
+            self.assertRaisesRegex(ValueError, r'-e "\.\[detection\]"'),
+        ):
+            detection.compare(
+                {"a": self.fail}, data, data, num_classes=10, seeds=[0]
+            )
+
+    def test_mean_and_spread_over_seeds_are_written(self):
+        images, objects = canvas("train", 2)
+        values = {"from scratch": (0.1, 0.2, 0.6), "runs/a": (0.4, 0.4, 0.1)}
+        scores = {
+            name: [{"AP": x, "AP50": 0.5, "AP75": x / 2} for x in of_seeds]
+            for name, of_seeds in values.items()
+        }
+        # Of 10, 20, 60: the mean 30, the standard deviation 21.6.
+        self.assertRegex(
+            detection.table(scores), r"scratch +30.0 ± 21.6 +50.0 ± 0.0 +15.0"
+        )
+        folder = self.create_tempdir().full_path
+        detection.write_results(folder, scores, images, {"truth": objects})
+        self.assertCountEqual(
+            os.listdir(folder),
+            [f"results.{x}" for x in ("json", "csv", "md", "png")]
+            + ["detections.png"],
+        )
+        rows = training_report.read_results(f"{folder}/results.json")
+        self.assertEqual([row["encoder"] for row in rows], list(values))
+        self.assertEqual((rows[0]["AP"], rows[0]["AP, spread"]), (30, 21.6))
+        with open(f"{folder}/results.csv") as file:
+            table = list(csv.DictReader(file))
+        self.assertEqual(float(table[1]["AP75"]), 15)
+        # One seed has no spread.
+        scores = {name: runs[:1] for name, runs in scores.items()}
+        self.assertNotIn("±", detection.table(scores))
+
+
+class LauncherTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("canvas", [], True, False),  # a mirrored digit is another sign
+        ("canvas", ["--nofrozen_norm"], False, False),
+        ("voc/2007", [], True, True),
+        ("voc/2007", ["--noflip"], True, False),
+    )
+    def test_what_flags_do(self, dataset, arguments, frozen, flip):
+        trained, untrained = "runs/student", "untrained:resnet18"
+        load = functools.cache(lambda name, seed=0: tiny_encoder())
+        scores = {trained: [dict.fromkeys(detection.METRICS, 0.5)]}
+        boxed, calls = data_set(*canvas("train", 3)), []
+        with (
+            unittest.mock.patch.object(protocols, "load_encoder", load),
+            unittest.mock.patch.object(
+                detection, "load_boxes", return_value=(boxed, ["a", "b"])
+            ),
+            unittest.mock.patch.object(
+                detection, "compare", noted(calls, (scores, None, None))
+            ),
+        ):
+            launch(
+                *(f"--encoder={trained}", f"--encoder={untrained}"),
+                *(f"--dataset={dataset}", "--image_size=96", "--seeds=2"),
+                *arguments,
+            )
+        (((starts, train, test), options),) = calls
+        self.assertEqual(options["frozen_norm"], [trained] if frozen else ())
+        self.assertEqual(options["flip"], flip)
+        self.assertEqual(list(options["seeds"]), [0, 1])
+        # A trained encoder is the same for all seeds, an untrained is not.
+        self.assertIs(starts[trained](0), starts[trained](1))
+        for seed in (0, 1):
+            self.assertIs(starts[untrained](seed), load(untrained, seed))
+        on_canvas = dataset == "canvas"
+        self.assertEqual(options["num_classes"], 10 if on_canvas else 2)
+        sizes = int(train.cardinality()), int(test.cardinality())
+        self.assertEqual(sizes, (512, 200) if on_canvas else (3, 3))
+        if on_canvas:
+            (image, _), (other, _) = next(iter(zip(train, test, strict=False)))
+            self.assertEqual(image.shape, (96, 96, 3))
+            self.assertFalse(np.array_equal(image, other))
+
+    def test_pycocotools_is_asked_for_before_anything_else(self):
+        with (
+            unittest.mock.patch.dict(sys.modules, {"pycocotools": None}),
+            self.assertRaisesRegex(
+                ValueError,
+                r'need pycocotools: pip install -e "\.\[detection\]"',
+            ),
+        ):
+            launch("--encoder=there is none")
+
     def test_encoders_are_checked_before_any_training(self):
         with (
             self.assertRaisesRegex(

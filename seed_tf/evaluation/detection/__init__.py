@@ -17,6 +17,7 @@ from seed_tf.evaluation.detection.boxes import (
 )
 from seed_tf.evaluation.detection.coco import (
     METRICS,
+    authors_code,
     coco_metrics,
     evaluate_detector,
 )
@@ -33,6 +34,7 @@ from seed_tf.evaluation.detection.training import fine_tune_detector
 __all__ = [
     "METRICS",
     "Pyramid",
+    "authors_code",
     "coco_metrics",
     "compare",
     "detect",

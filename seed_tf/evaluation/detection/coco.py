@@ -11,6 +11,22 @@ from seed_tf.evaluation.detection.retinanet import detect
 METRICS = ("AP", "AP50", "AP75")
 
 
+def authors_code():
+    """The modules `coco` and `cocoeval` of pycocotools.
+
+    Raises:
+        ValueError: if it is not installed. Call it before any training.
+    """
+    try:
+        from pycocotools import coco, cocoeval
+    except ImportError as error:
+        raise ValueError(
+            "COCO's metrics need pycocotools: pip install -e "
+            f'".[detection]". Received: {error}.'
+        ) from error
+    return coco, cocoeval
+
+
 def evaluate_detector(model, test, *, batch_size=16):
     """COCO's metrics of a detector on a data set.
 
@@ -46,7 +62,8 @@ def coco_metrics(truth, detections):
         classes that occur, "AP50" and "AP75", at those overlaps; in [0, 1].
 
     Raises:
-        ValueError: if there is no object, or the numbers of images differ.
+        ValueError: if there is no object, the numbers of images differ, or
+            pycocotools is not installed.
 
     Source: Lin et al., "Microsoft COCO", ECCV 2014; pycocotools.
 
@@ -58,9 +75,7 @@ def coco_metrics(truth, detections):
     >>> round(ap, 6)
     1.0
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+    pycoco, cocoeval = authors_code()
     classes = np.asarray(truth["classes"])
     found = np.asarray(detections["classes"])
     if len(classes) != len(found):
@@ -75,7 +90,7 @@ def coco_metrics(truth, detections):
         )
     image, place = np.nonzero(classes >= 0)
     boxes = _corner_and_size(truth["boxes"])[image, place]
-    coco = COCO()
+    coco = pycoco.COCO()
     coco.dataset = {
         "info": {},
         "images": [{"id": i} for i in range(len(classes))],
@@ -109,7 +124,7 @@ def coco_metrics(truth, detections):
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation = cocoeval.COCOeval(coco, coco.loadRes(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -1,19 +1,20 @@
 """Encoders compared as the backbones of detectors: table and picture."""
 
-import json
-import os
-
 import keras
 import numpy as np
 from absl import logging
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from seed_tf.evaluation import report
 from seed_tf.evaluation.detection.boxes import check_images
-from seed_tf.evaluation.detection.coco import METRICS, evaluate_detector
+from seed_tf.evaluation.detection.coco import (
+    METRICS,
+    authors_code,
+    evaluate_detector,
+)
 from seed_tf.evaluation.detection.retinanet import detect, detector
 from seed_tf.evaluation.detection.training import fine_tune_detector
+from seed_tf.evaluation.protocols import Results
 
 
 def compare(
@@ -50,8 +51,10 @@ def compare(
         These are of the first seed, below the truth.
 
     Raises:
-        ValueError: at once, if images or classes do not fit.
+        ValueError: at once, if images or classes do not fit, or pycocotools
+            is not installed.
     """
+    authors_code()
     for data in (train, test):
         check_images(data, num_classes)
     images, truth = zip(
@@ -141,36 +144,37 @@ def table(scores, fmt="text"):
     """Renders scores: means, with several runs and standard deviations, in %.
 
     Args:
-        scores: dict of backbones' names to lists, over seeds, of dicts as
+        scores: dict of encoders' names to lists, over seeds, of dicts as
             `evaluate_detector` gives.
         fmt: see `seed_tf.evaluation.report.table`.
 
     Returns:
         str.
     """
-    rows = []
-    for name, runs in scores.items():
-        row = {"backbone": name}
-        for metric in METRICS:
-            values = [100 * run[metric] for run in runs]
-            both = float(np.mean(values)), float(np.std(values))
-            row[metric] = both if len(values) > 1 else values[0]
-        rows.append(row)
-    return report.table(rows, ["backbone", *METRICS], fmt)
+    return _results(scores).table(fmt)
 
 
 def write_results(folder, scores, images, detections, **drawing):
-    """Writes results.json, results.md and detections.png.
+    """Writes results.json, .csv, .md and .png, and detections.png.
+
+    These are files as of `experiments.evaluate`, which would overwrite them:
+    give a folder of their own.
 
     Args:
         folder: str, made if missing.
         scores: see `table`.
         images, detections, **drawing: see `drawn_detections`.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
-    os.makedirs(folder, exist_ok=True)
     figure = drawn_detections(images, detections, **drawing)
-    figure.savefig(os.path.join(folder, "detections.png"))
-    with open(os.path.join(folder, "results.md"), "w") as file:
-        file.write(table(scores, "markdown") + "\n")
-    with open(os.path.join(folder, "results.json"), "w") as file:
-        json.dump(scores, file, indent=2)
+    _results(scores, {"detections": figure}).write(folder)
+
+
+def _results(scores, pictures=()):
+    percent = {
+        name: {m: [100 * run[m] for run in runs] for m in METRICS}
+        for name, runs in scores.items()
+    }
+    return Results(percent, pictures)
