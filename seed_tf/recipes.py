@@ -77,24 +77,6 @@ class Teacher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-    """The paper's linear probe: SGD of momentum 0.9, without weight decay.
-
-    Attributes:
-        learning_rate: float, 30 for ResNets; 3 for the others, as BINGO and
-            DisCo do.
-        batch_size: int.
-        epochs: int.
-        decays: epochs after which the rate falls to a tenth.
-    """
-
-    learning_rate: float = 30.0
-    batch_size: int = 256
-    epochs: int = 100
-    decays: tuple[int, ...] = (60, 80)
-
-
-@dataclasses.dataclass(frozen=True)
 class Paper:
     """The paper's results on ImageNet in percent, None where unconfirmed.
 
@@ -133,7 +115,6 @@ class Recipe:
         hidden_dim: int, width of the student's head; None: the backbone's.
         embedding_dim: int, of MoCo. A student's is its teacher's.
         momentum: float, of MoCo's key encoder.
-        probe: `Probe`.
         paper: `Paper`.
         note: str, what else one should know.
     """
@@ -156,7 +137,6 @@ class Recipe:
     hidden_dim: int | None = None
     embedding_dim: int = 128
     momentum: float = 0.999
-    probe: Probe = Probe()
     paper: Paper = Paper()
     note: str = ""
 
@@ -293,8 +273,6 @@ _RESNET50W4 = Teacher(
     "resnet50w4", "swav", "README: ResNet-50 x4, SwAV, 400 epochs"
 )
 
-_FINE_RATE = Probe(learning_rate=3.0)  # of EfficientNet and MobileNet
-
 
 def _alone(student, *results, **settings):
     return Recipe(student, paper=Paper(*results), **settings)
@@ -321,11 +299,9 @@ def _patches(student, teacher, *results, **settings):
 _ALONE = {
     "mocov2_resnet18": _alone("resnet18", 52.5, 77.0, 30.9, 45.8),
     "mocov2_resnet34": _alone("resnet34", 57.4, 81.6),
-    "mocov2_efficientnet_b0": _alone("efficientnet_b0", 42.2, probe=_FINE_RATE),
-    "mocov2_efficientnet_b1": _alone("efficientnet_b1", probe=_FINE_RATE),
-    "mocov2_mobilenet_v3_large": _alone(
-        "mobilenet_v3_large", 36.3, probe=_FINE_RATE
-    ),
+    "mocov2_efficientnet_b0": _alone("efficientnet_b0", 42.2),
+    "mocov2_efficientnet_b1": _alone("efficientnet_b1"),
+    "mocov2_mobilenet_v3_large": _alone("mobilenet_v3_large", 36.3),
     "mocov2_resnet50": _alone(
         "resnet50", 67.4, note="The teacher of the rows below."
     ),
@@ -340,13 +316,13 @@ _FROM_RESNET50 = {
         "resnet34", _RESNET50, 58.5, 82.6
     ),
     "seed_efficientnet_b0_from_resnet50_mocov2": _seed(
-        "efficientnet_b0", _RESNET50, 61.3, probe=_FINE_RATE
+        "efficientnet_b0", _RESNET50, 61.3
     ),
     "seed_efficientnet_b1_from_resnet50_mocov2": _seed(
-        "efficientnet_b1", _RESNET50, probe=_FINE_RATE
+        "efficientnet_b1", _RESNET50
     ),
     "seed_mobilenet_v3_large_from_resnet50_mocov2": _seed(
-        "mobilenet_v3_large", _RESNET50, 55.2, probe=_FINE_RATE
+        "mobilenet_v3_large", _RESNET50, 55.2
     ),
 }
 
@@ -358,13 +334,13 @@ _FROM_RESNET152 = {
         "resnet34", _RESNET152, 62.7, 85.8
     ),
     "seed_efficientnet_b0_from_resnet152_mocov2": _seed(
-        "efficientnet_b0", _RESNET152, probe=_FINE_RATE
+        "efficientnet_b0", _RESNET152
     ),
     "seed_efficientnet_b1_from_resnet152_mocov2": _seed(
-        "efficientnet_b1", _RESNET152, probe=_FINE_RATE
+        "efficientnet_b1", _RESNET152
     ),
     "seed_mobilenet_v3_large_from_resnet152_mocov2": _seed(
-        "mobilenet_v3_large", _RESNET152, probe=_FINE_RATE
+        "mobilenet_v3_large", _RESNET152
     ),
 }
 
@@ -376,15 +352,19 @@ _SMALL_PATCHES = {
         "resnet34", _RESNET50W2, 65.7, 86.8
     ),
     "seed_efficientnet_b0_from_resnet50w2_swav_small_patches": _patches(
-        "efficientnet_b0", _RESNET50W2, 67.6, probe=_FINE_RATE
+        "efficientnet_b0", _RESNET50W2, 67.6
     ),
     "seed_efficientnet_b1_from_resnet50w2_swav_small_patches": _patches(
         *("efficientnet_b1", _RESNET50W2),
-        probe=_FINE_RATE,
         note="The paper: 17.3 points above MoCo v2 alone.",
     ),
     "seed_mobilenet_v3_large_from_resnet50w2_swav_small_patches": _patches(
-        "mobilenet_v3_large", _RESNET50W2, 68.2, probe=_FINE_RATE
+        "mobilenet_v3_large", _RESNET50W2, 68.2
+    ),
+    "seed_efficientnet_b0_from_resnet50w4_swav_small_patches": _patches(
+        *("efficientnet_b0", _RESNET50W4),
+        note="Released by the authors. Small patches are taken to be as in the "
+        "other rows of SwAV.",
     ),
     "seed_resnet50_from_resnet50w4_swav_small_patches": _patches(
         "resnet50", _RESNET50W4, 74.3
@@ -397,11 +377,25 @@ _SMALL_PATCHES = {
 _BASE = _seed("resnet18", _RESNET50)
 _METHODS = {
     # The teacher's method: its checkpoint and its views.
-    "mocov1": ("moco_v1", "README: ResNet-50, MoCo v1, 200 epochs", "moco_v1"),
-    "simclr": ("simclr", "README: ResNet-50, SimCLR, 200 epochs", "simclr"),
-    "mocov2": ("moco_v2", _RESNET50.checkpoint, "moco_v2"),
-    "swav": ("swav", "README: ResNet-50, SwAV, 800 epochs", "swav"),
-    "supervised": ("torchvision", "torchvision's ResNet-50", "moco_v2"),
+    "mocov1": (
+        Teacher(
+            "resnet50", "moco_v1", "README: ResNet-50, MoCo v1, 200 epochs"
+        ),
+        "moco_v1",
+    ),
+    "simclr": (
+        Teacher("resnet50", "simclr", "README: ResNet-50, SimCLR, 200 epochs"),
+        "simclr",
+    ),
+    "mocov2": (_RESNET50, "moco_v2"),
+    "swav": (
+        Teacher("resnet50", "swav", "README: ResNet-50, SwAV, 800 epochs"),
+        "swav",
+    ),
+    "supervised": (
+        Teacher("resnet50", "torchvision", "torchvision's ResNet-50"),
+        "moco_v2",
+    ),
 }
 
 _ABLATIONS = {
@@ -445,9 +439,9 @@ _ABLATIONS = {
     ),
     **{
         f"ablation_teacher_{name}": dataclasses.replace(
-            _BASE, teacher=Teacher("resnet50", method, file), views=views
+            _BASE, teacher=teacher, views=views
         )
-        for name, (method, file, views) in _METHODS.items()
+        for name, (teacher, views) in _METHODS.items()
     },
 }
 

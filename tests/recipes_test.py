@@ -15,7 +15,7 @@ from absl.testing import absltest, flagsaver, parameterized
 from run_helpers import import_launcher, tiny_teacher
 
 import seed_tf
-from seed_tf import recipes
+from seed_tf import recipes, seed
 from seed_tf.checkpoints.layouts import LAYOUTS
 from seed_tf.encoders import backbones, efficientnet, mobilenet_v3
 from seed_tf.evaluation import protocols, transfer
@@ -38,6 +38,79 @@ b0        42.2         61.3                  -                      67.6
 b1        -            -                     -                      -
 mobile    36.3         55.2                  -                      68.2
 """  # noqa: E501
+# Of each teacher, as names of recipes end: architecture, method, its own top-1
+# where it is confirmed, and the views that it was trained with.
+TEACHERS = {
+    "resnet50_mocov2": ("resnet50", "moco_v2", 67.4, "moco_v2"),
+    "resnet152_mocov2": ("resnet152", "moco_v2", 74.1, "moco_v2"),
+    "resnet50w2_swav_small_patches": (
+        *("resnet50w2", "swav", 77.3, "swav_small_patches"),
+    ),
+    "resnet50w4_swav_small_patches": (
+        *("resnet50w4", "swav", None, "swav_small_patches"),
+    ),
+    "mocov1": ("resnet50", "moco_v1", None, "moco_v1"),
+    "simclr": ("resnet50", "simclr", None, "simclr"),
+    "mocov2": ("resnet50", "moco_v2", 67.4, "moco_v2"),
+    "swav": ("resnet50", "swav", None, "swav"),
+    "supervised": ("resnet50", "torchvision", None, "moco_v2"),
+}
+# What all recipes share, but for what their names say.
+SETTINGS = {
+    "image_size": 224,
+    "epochs": 200,
+    "batch_size": 256,
+    "learning_rate": 0.03,
+    "warmup_epochs": 5,
+    "weight_decay": 1e-4,
+    "precision": "mixed_float16",
+    "queue_size": 65536,
+    "temperature": 0.2,
+    "teacher_temperature": 0.01,
+    "objective": "similarity_distillation",
+    "same_view": True,
+    "hidden_dim": None,
+    "embedding_dim": 128,
+    "momentum": 0.999,
+}
+# Ablations: what their names begin with, the field, the values.
+ABLATIONS = (
+    (
+        *("teacher_temperature", "teacher_temperature", float),
+        "0.0001 0.001 0.01 0.03 0.1 0.3",
+    ),
+    ("queue", "queue_size", int, "256 1024 4096 16384 65536"),
+    (
+        *("objective", "objective", str),
+        "similarity_distillation l2 binary_contrastive kmeans_clustering "
+        "online_clustering",
+    ),
+    ("learning_rate", "learning_rate", float, "0.01 0.03 0.1 0.3"),
+    ("weight_decay", "weight_decay", float, "0.00001 0.0001 0.001"),
+    ("views", "same_view", lambda value: value == "same", "same different"),
+)
+
+
+def expected():
+    """By name: student, key of `TEACHERS`, what differs from `SETTINGS`."""
+    base = "resnet18", "resnet50_mocov2"
+    found = {
+        f"seed_{'_from_'.join(base)}_wide_head": (*base, {"hidden_dim": 2048})
+    }
+    for student in (*STUDENTS.values(), "resnet50"):
+        found[f"mocov2_{student}"] = student, None, {}
+    x4 = "resnet50w4_swav_small_patches"
+    pairs = [(s, t) for s in STUDENTS.values() for t in list(TEACHERS)[:3]]
+    for student, teacher in *pairs, ("efficientnet_b0", x4), ("resnet50", x4):
+        longer = {"epochs": 800} if teacher.endswith("small_patches") else {}
+        found[f"seed_{student}_from_{teacher}"] = student, teacher, longer
+    for method in ("mocov1", "simclr", "mocov2", "swav", "supervised"):
+        found[f"ablation_teacher_{method}"] = "resnet18", method, {}
+    for kind, field, parse, values in ABLATIONS:
+        for value in values.split():
+            change = {field: parse(value)}
+            found[f"ablation_{kind}_{value}"] = *base, change
+    return found
 
 
 def table():
@@ -85,92 +158,28 @@ class DataTest(parameterized.TestCase):
         self.assertContainsSubset({*top1, *in_table}, recipes.names())
 
     def test_settings_are_the_papers(self):
-        for name in recipes.names():
-            recipe = recipes.get(name)
-            shared = {
-                "image_size": 224,
-                "batch_size": 256,
-                "warmup_epochs": 5,
-                "precision": "mixed_float16",
-                "temperature": 0.2,
-            }
-            for setting, value in shared.items():
-                self.assertEqual(getattr(recipe, setting), value, name)
-            small = name.endswith("small_patches")
-            self.assertEqual(recipe.epochs, 800 if small else 200)
-            self.assertEqual(recipe.views == "swav_small_patches", small)
-            if not name.startswith("ablation"):
-                self.assertEqual(recipe.queue_size, 65536)
-                self.assertEqual(recipe.teacher_temperature, 0.01)
-                self.assertEqual(recipe.objective, "similarity_distillation")
-                self.assertEqual(recipe.learning_rate, 0.03)
-                self.assertEqual(recipe.weight_decay, 1e-4)
-            self.assertEqual(
-                recipe.probe,
-                recipes.Probe(
-                    30 if recipe.student.startswith("resnet") else 3,
-                    *(256, 100, (60, 80)),
-                ),
-            )
-            teacher = recipe.teacher
-            if teacher and not name.startswith("ablation_teacher_m"):
-                expected = {
-                    "resnet50": 67.4,
-                    "resnet152": 74.1,
-                    "resnet50w2": 77.3,
-                }
-                if teacher.method != "simclr" and name.startswith("seed"):
-                    self.assertEqual(
-                        teacher.top1, expected.get(teacher.architecture)
-                    )
+        self.assertCountEqual(recipes.names(), expected())
+        for name, (student, teacher, change) in expected().items():
+            recipe = dataclasses.asdict(recipes.get(name))
+            *of_teacher, views = TEACHERS.get(teacher, ("moco_v2",))
+            found = recipe.pop("teacher") or {}
+            found.pop("checkpoint", None)
+            self.assertEqual(list(found.values()), of_teacher, name)
+            del recipe["paper"], recipe["note"]
+            settings = {"student": student, "views": views} | SETTINGS | change
+            self.assertEqual(recipe, settings, name)
         # What no recipe names.
         self.assertEqual(seed_tf.training.SGD(0.1).momentum, 0.9)
-        self.assertEqual(recipe.momentum, 0.999)
-
-    def test_ablations_differ_from_one_another_in_one_thing(self):
-        base = recipes.get("ablation_teacher_temperature_0.01")
-        of_kind = {
-            "teacher_temperature": {1e-4, 0.001, 0.01, 0.03, 0.1, 0.3},
-            "queue": {256, 1024, 4096, 16384, 65536},
-            "objective": set(recipes.OBJECTIVES),
-            "learning_rate": {0.01, 0.03, 0.1, 0.3},
-            "weight_decay": {1e-5, 1e-4, 1e-3},
-        }
-        fields = {"queue": "queue_size"}
-        for kind, values in of_kind.items():
-            field, found = fields.get(kind, kind), set()
-            prefix = f"ablation_{kind}_"
-            for name in recipes.names():
-                if name.startswith(prefix):
-                    recipe = recipes.get(name)
-                    value = getattr(recipe, field)
-                    found.add(value)
-                    self.assertEqual(type(value)(name[len(prefix) :]), value)
-                    self.assertEqual(
-                        dataclasses.replace(base, **{field: value}), recipe
-                    )
-            self.assertEqual(found, values)
-        views = {
-            name: recipes.get(f"ablation_teacher_{name}").views
-            for name in ("mocov1", "simclr", "mocov2", "swav", "supervised")
-        }
-        self.assertEqual(
-            views,
-            {
-                "mocov1": "moco_v1",
-                "simclr": "simclr",
-                "mocov2": "moco_v2",
-                "swav": "swav",
-                "supervised": "moco_v2",
-            },
-        )
 
     def test_all_that_recipes_name_exists(self):
         for name in recipes.names():
             recipe = recipes.get(name)
             self.assertIn(recipe.student, backbones.BACKBONES)
-            self.assertIn(recipe.views, recipes.VIEWS)
-            self.assertIn(recipe.objective, recipes.OBJECTIVES)
+            views = recipes.VIEWS[recipe.views]
+            self.assertEqual(views.__name__, recipe.views)
+            objective = recipes.OBJECTIVES[recipe.objective]
+            if objective:  # None: SEED's own
+                self.assertEqual(objective.__name__, recipe.objective)
             if recipe.teacher:
                 self.assertIn(recipe.teacher.architecture, backbones.BACKBONES)
                 self.assertIn(recipe.teacher.method, LAYOUTS)
@@ -196,94 +205,113 @@ class DataTest(parameterized.TestCase):
 
 
 def small():
-    """Backbones of each name, with fewer channels and blocks."""
+    """Networks of all stages, with one block each; ResNets are narrow, too."""
     networks = {}
     for name, build in backbones.BACKBONES.items():
         if name.startswith("resnet"):
             width = build.keywords.get("width", 64) // 16
-            build = functools.partial(build, depths=(1, 0, 0, 0), width=width)
+            build = functools.partial(build, depths=(1,) * 4, width=width)
+        elif name.startswith("efficientnet"):
+            build = functools.partial(build, depth=1.0)
         networks[name] = build
     return networks
 
 
+# Networks and rewritten teachers are made once. Students are trained a little
+# further by each recipe that they are in.
 @functools.cache
-def teacher_of(expected):
+def backbone(name, stem):
+    return seed_tf.backbone(name, stem=stem)
+
+
+@functools.cache
+def teacher_of(architecture, method):
     head = {
         "torchvision": {"head": None},
         "moco_v1": {"head": "linear"},
         "moco_v2": {},
-    }.get(expected.method, {"head_batch_norm": True})
-    return seed_tf.Encoder(expected.architecture, **head)
+    }.get(method, {"head_batch_norm": True})
+    return seed_tf.Encoder(architecture, **head)
 
 
 @functools.cache
-def backbone(name, stem):
-    """Trained a little further by each test that it is in."""
-    return seed_tf.backbone(name, stem=stem)
-
-
-# One for each student, kind of views, objective and teacher.
-BUILT = (
-    "mocov2_mobilenet_v3_large",
-    "seed_resnet34_from_resnet152_mocov2",
-    "seed_efficientnet_b1_from_resnet50_mocov2",
-    "seed_efficientnet_b0_from_resnet50w2_swav_small_patches",
-    "seed_resnet50_from_resnet50w4_swav_small_patches",
-    "seed_resnet18_from_resnet50_mocov2_wide_head",
-    "ablation_objective_l2",
-    *(x for x in recipes.names() if x.endswith(("contrastive", "clustering"))),
-    "ablation_views_different",
-    *(f"ablation_teacher_{x}" for x in ("mocov1", "swav", "supervised")),
-)
+def frozen(teacher, dtype):
+    return seed_tf.encoders.Frozen(teacher, dtype)
 
 
 class TrainsTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         keras.utils.set_random_seed(0)
-        self.enter_context(mock.patch.dict(backbones.BACKBONES, small()))
-        for module, blocks, chosen in (
-            (efficientnet, "_STAGES", (2,)),
-            (mobilenet_v3, "_BLOCKS", (3, 6)),
+        for change in (
+            mock.patch.dict(backbones.BACKBONES, small()),
+            mock.patch.object(
+                efficientnet,
+                "_STAGES",
+                [(1, *stage) for _, *stage in efficientnet._STAGES],
+            ),
+            mock.patch.object(
+                mobilenet_v3,
+                "_BLOCKS",
+                [mobilenet_v3._BLOCKS[i] for i in (0, 1, 3, 6, 10, 12)],
+            ),
+            mock.patch.object(recipes, "backbone", backbone),
+            mock.patch.object(seed, "Frozen", frozen),
         ):
-            fewer = [getattr(module, blocks)[i] for i in chosen]
-            self.enter_context(mock.patch.object(module, blocks, fewer))
+            self.enter_context(change)
 
-    @parameterized.parameters(*BUILT)
+    @parameterized.parameters(*recipes.names())
     def test_two_steps(self, name):
         named = recipes.get(name)
-        recipe = dataclasses.replace(named, image_size=16, queue_size=16)
-        teacher = recipe.teacher and teacher_of(recipe.teacher)
-        if teacher:
-            self.assertIsNone(recipes.difference(teacher, recipe.teacher))
-        with mock.patch.object(recipes, "backbone", backbone):
+        recipe = dataclasses.replace(
+            named, image_size=32, queue_size=named.queue_size // 16
+        )
+        teacher = recipe.teacher and teacher_of(
+            recipe.teacher.architecture, recipe.teacher.method
+        )
+        views = recipes.VIEWS[named.views](32)
+        make_views = mock.Mock(return_value=views)
+        with mock.patch.dict(recipes.VIEWS, {named.views: make_views}):
             model = recipes.build(recipe, teacher)
         encoder = model.student if teacher else model.encoder
-        if not teacher:
-            model.shuffle_groups = 2  # eight take long, one by one
         self.assertEqual(encoder.backbone.name, recipe.student)
-        if recipe.hidden_dim:
-            self.assertEqual(encoder.head.layers[0].units, recipe.hidden_dim)
+        self.assertEqual(model.queue.size, recipe.queue_size)
+        self.assertIs(model.views, views)
+        make_views.assert_called_once_with(32)
         if teacher:
+            self.assertIsNone(recipes.difference(teacher, recipe.teacher))
             self.assertIs(model.teacher, teacher)
+            self.assertEqual(encoder.embedding_dim, teacher.embedding_dim)
+            hidden = recipe.hidden_dim or encoder.feature_dim
+            self.assertEqual(encoder.head.layers[0].units, hidden)
+            patches = named.views == "swav_small_patches"
+            self.assertEqual(model.small_queue is not None, patches)
+            self.assertEqual(model.same_view, named.same_view)
             self.assertEqual(
-                model.same_view, name != "ablation_views_different"
+                (model.student_temperature, model.teacher_temperature),
+                (named.temperature, named.teacher_temperature),
             )
+            self.assertIs(model.objective, recipes.OBJECTIVES[named.objective])
+        else:
+            model.shuffle_groups = 2  # eight take long, one by one
+            self.assertEqual(encoder.embedding_dim, named.embedding_dim)
             self.assertEqual(
-                model.teacher_temperature, named.teacher_temperature
-            )
-            self.assertEqual(model.student_temperature, 0.2)
-            self.assertEqual(
-                getattr(model.objective, "__name__", "similarity_distillation"),
-                named.objective,
+                (model.temperature, model.momentum),
+                (named.temperature, named.momentum),
             )
         images = np.random.default_rng(0).integers(
-            0, 256, (8, 18, 18, 3), dtype=np.uint8
+            0, 256, (8, 36, 36, 3), dtype=np.uint8
         )
-        before = encoder.backbone.get_weights()[0].copy()
-        model.compile(seed_tf.training.SGD(0.03), run_eagerly=True)
-        model.fit(images, batch_size=4, verbose=0)
+        before = encoder.backbone.get_weights()[0]
+        model.compile(
+            seed_tf.training.SGD(
+                named.learning_rate, weight_decay=named.weight_decay
+            ),
+            run_eagerly=True,
+        )
+        history = model.fit(images, batch_size=4, verbose=0).history
         self.assertEqual(model.step.numpy(), 2)
+        self.assertTrue(np.isfinite(history["loss"]).all())
         after = encoder.backbone.get_weights()[0]
         self.assertFalse(np.array_equal(before, after))
 
@@ -298,6 +326,43 @@ class TrainsTest(parameterized.TestCase):
                 "recipe's teacher is resnet50 by moco_v2 .README.*This one is "
                 f"{arguments['backbone']} with a head of Dense.*does not stand",
             )
+
+
+class ThenSupervisedTest(absltest.TestCase):
+    def test_two_steps_as_the_docs_have_them(self):
+        with open(f"{ROOT}/docs/recipes.md") as file:
+            section = file.read().split("### Then supervised distillation")[1]
+        code = section.split("```python\n")[1].split("```")[0]
+        self.assertIn("batch_size=256, epochs=30", code)
+        prepare, distil = code.replace("epochs=30", "epochs=1").split("\n\n")
+        rng = np.random.default_rng(0)
+        labels = np.arange(512) % 3
+        images = rng.integers(0, 80, (512, 8, 8, 3), dtype=np.uint8)
+        images[np.arange(512), :, :, labels] += 150
+        folder = self.create_tempdir().full_path
+        teacher, student = (
+            seed_tf.checkpoints.load_teacher(
+                tiny_teacher(os.path.join(folder, f"{name}.keras"))
+            )
+            for name in ("teacher", "student")
+        )
+        names = {
+            **{"keras": keras, "seed_tf": seed_tf},
+            **{"teacher": teacher, "student": student},
+            **{"images": images, "labels": labels},
+            **{"test_images": images, "test_labels": labels},
+        }
+        exec(prepare, names)
+        teacher, student = names["teacher"], names["student"]
+        before = teacher.get_weights(), student.get_weights()
+        exec(distil, names)
+        self.assertEqual(names["distiller"].optimizer.iterations, 2)
+        for old, new in zip(before[0], teacher.get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+        for old, new in zip(before[1], student.get_weights(), strict=True):
+            self.assertFalse(np.array_equal(old, new))
+        # It is the encoder that learnt, for all that evaluates one.
+        self.assertEqual(student.encoder.features(images[:2]).shape, (2, 6))
 
 
 class LauncherTest(absltest.TestCase):
