@@ -6,8 +6,9 @@
         --output=runs/resnet18
 
 What all of them share is said by the defaults of `Recipe`; and by those of
-`training.SGD`, which are the paper's too: momentum 0.9. A recipe of one's own
-is another one with something replaced:
+`training.SGD`, which are the paper's too: momentum 0.9. All are evaluated
+alike, see `ELSEWHERE`. A recipe of one's own is another one with something
+replaced:
 
     recipe = dataclasses.replace(get("mocov2_resnet18"), epochs=800)
 
@@ -453,10 +454,13 @@ RECIPES = {
     **_ABLATIONS,
 }
 
-# Rows of the paper that are no training without labels, and how to run them
-# with an encoder that one of the recipes above trained.
+# What is no training without labels: how the recipes are evaluated, and other
+# rows of the paper. Each takes an encoder that one of the recipes trained.
 _EVALUATE = "experiments.evaluate --encoder=<run> --protocol="
 ELSEWHERE = {
+    "linear probe, top-1 and top-5": (
+        f"{_EVALUATE}linear_views --data_dir=<imagenet>"
+    ),
     "1 % and 10 % of the labels": (
         f"{_EVALUATE}fine_tune --label_fraction=0.01,0.1 --data_dir=<imagenet>"
     ),

@@ -189,7 +189,7 @@ class DataTest(parameterized.TestCase):
         for launcher in re.findall(r"experiments\.(\w+)", text):
             self.assertTrue(os.path.exists(f"{ROOT}/experiments/{launcher}.py"))
         named = re.findall(r"--protocol=(\w+)", text)
-        self.assertEqual(named, ["fine_tune", "transfer"])
+        self.assertEqual(named, ["linear_views", "fine_tune", "transfer"])
         self.assertContainsSubset(named, protocols.PROTOCOLS)
         for name in ("cifar10", "cifar100", "sun397"):
             self.assertIn(name, text)
