@@ -285,7 +285,7 @@ def list_recipes():
         "with 1 % and 10 %\nof the labels; – where no source confirms a "
         "number. None of them was run here.\nmocov2_... are run by "
         "experiments.pretrain, all others by experiments.distill."
-        f"\n\nOther rows of the paper:\n{elsewhere}"
+        f"\n\nRun with a trained encoder:\n{elsewhere}"
     )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 from matplotlib.figure import Figure
 
-from seed_tf import recipes
 from seed_tf.checkpoints import load_teacher
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation import report
@@ -35,6 +34,7 @@ from seed_tf.training.saving import fingerprint, replacing
 
 _OUTPUTS = ("features", "embeddings")
 _SHOWN = 6  # queries, and neighbours of each, in the picture
+_PROBE_BATCH = 256
 _HELD_OUT = 0.1  # of the training images, to choose a learning rate on
 
 
@@ -190,7 +190,7 @@ class Task:
             train, steps_per_epoch = self.train.training(
                 training_view(self.train.image_size),
                 epochs=self.probe_epochs,
-                batch_size=recipes.Probe().batch_size,
+                batch_size=_PROBE_BATCH,
                 seed=seed,
                 drop_remainder=False,
                 **part,
@@ -355,8 +355,7 @@ def load_encoder(name, seed=0):
 def paper_rate(model):
     """The learning rate of the paper's linear probe: 30, or 3.
 
-    3 is that of EfficientNet and MobileNet, as `seed_tf.recipes` has it; all
-    that it does not know take 30.
+    3 is that of EfficientNet and MobileNet, as BINGO and DisCo take it.
 
     Args:
         model: `Encoder` or keras.Model, told by the name of its backbone.
@@ -366,12 +365,8 @@ def paper_rate(model):
     >>> paper_rate(student)
     30.0
     """
-    rates = {
-        recipe.student: recipe.probe.learning_rate
-        for recipe in recipes.RECIPES.values()
-    }
     network = getattr(model, "backbone", model).name
-    return rates.get(network, recipes.Probe().learning_rate)
+    return 3.0 if network.startswith(("efficientnet", "mobilenet")) else 30.0
 
 
 def evaluate(encoders, protocols, task, *, seeds=1):
