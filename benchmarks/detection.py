@@ -8,7 +8,7 @@ MoCo v2 trained, on single digits without labels. Then it is the backbone of a
 RetinaNet, which is fine-tuned on the squares; and so is the same network from
 the same random start, for the same steps, images and settings. BatchNorm learns
 in both. Ends with a table of COCO's average precision on other digits
-(results.md, results.json) and a picture (detections.png).
+(results.md, .json, .csv, .png) and a picture (detections.png).
 """
 
 import time
