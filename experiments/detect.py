@@ -88,7 +88,7 @@ def data():
 
 
 def main(_):
-    detection.authors_code()  # before any download or training
+    detection.import_pycocotools()  # before any download or training
     train, test, names = data()
     encoders = {name: load_encoder(name) for name in FLAGS.encoder}
     for encoder in encoders.values():

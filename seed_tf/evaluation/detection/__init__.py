@@ -17,9 +17,9 @@ from seed_tf.evaluation.detection.boxes import (
 )
 from seed_tf.evaluation.detection.coco import (
     METRICS,
-    authors_code,
     coco_metrics,
     evaluate_detector,
+    import_pycocotools,
 )
 from seed_tf.evaluation.detection.comparison import (
     compare,
@@ -34,7 +34,7 @@ from seed_tf.evaluation.detection.training import fine_tune_detector
 __all__ = [
     "METRICS",
     "Pyramid",
-    "authors_code",
+    "import_pycocotools",
     "coco_metrics",
     "compare",
     "detect",

@@ -11,7 +11,7 @@ from seed_tf.evaluation.detection.retinanet import detect
 METRICS = ("AP", "AP50", "AP75")
 
 
-def authors_code():
+def import_pycocotools():
     """The modules `coco` and `cocoeval` of pycocotools.
 
     Raises:
@@ -75,7 +75,7 @@ def coco_metrics(truth, detections):
     >>> round(ap, 6)
     1.0
     """
-    pycoco, cocoeval = authors_code()
+    pycoco, cocoeval = import_pycocotools()
     classes = np.asarray(truth["classes"])
     found = np.asarray(detections["classes"])
     if len(classes) != len(found):

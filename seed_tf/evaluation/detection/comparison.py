@@ -9,8 +9,8 @@ from matplotlib.patches import Rectangle
 from seed_tf.evaluation.detection.boxes import check_images
 from seed_tf.evaluation.detection.coco import (
     METRICS,
-    authors_code,
     evaluate_detector,
+    import_pycocotools,
 )
 from seed_tf.evaluation.detection.retinanet import detect, detector
 from seed_tf.evaluation.detection.training import fine_tune_detector
@@ -54,7 +54,7 @@ def compare(
         ValueError: at once, if images or classes do not fit, or pycocotools
             is not installed.
     """
-    authors_code()
+    import_pycocotools()
     for data in (train, test):
         check_images(data, num_classes)
     images, truth = zip(
