@@ -125,7 +125,7 @@ def draw(results, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        1, len(results), figsize=(3.4 * len(results), 3.2), squeeze=False
+        1, len(results), figsize=(3.4 * len(results), 3.4), squeeze=False
     )
     for axis, (dimension, result) in zip(axes[0], results.items(), strict=True):
         xs = [row["x"] for row in result["rows"]]
@@ -134,14 +134,21 @@ def draw(results, path):
         slope = [ys[-1] * x / xs[-1] for x in xs]
         axis.loglog(xs, slope, "--", color="grey", label="slope 1")
         axis.set_xlabel(TITLES[dimension])
-        axis.set_xticks(xs, [f"{row['value']:,}" for row in result["rows"]])
+        axis.set_xticks(xs, [_short(row["value"]) for row in result["rows"]])
         axis.minorticks_off()
-        axis.set_title(result["verdict"], fontsize=8)
+        axis.set_title(result["verdict"].replace("; ", "\n"), fontsize=8)
     axes[0][0].set_ylabel("seconds per step")
     axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _short(value):
+    for unit, name in ((2**20, "Mi"), (2**10, "Ki")):
+        if value >= unit and value % unit == 0:
+            return f"{value // unit} {name}"
+    return str(value)
 
 
 def main(_):

@@ -230,19 +230,16 @@ def exponents(xs, ys):
 
 def linearity(values, xs, ys, tolerance=0.1):
     """Where y is proportional to x, a sentence in terms of the values."""
-    under, over = [], []
+    parts = []  # (kind, from, to)
     pairs = zip(values, values[1:], exponents(xs, ys), strict=False)
     for low, high, e in pairs:
-        if e < 1 - tolerance:
-            under.append(high)
-        if e > 1 + tolerance:
-            over.append(low)
-    parts = []
-    if under:
-        parts.append(f"less than linear up to {max(under):,}")
-    if over:
-        parts.append(f"more than linear beyond {min(over):,}")
-    return "; ".join(parts) or "linear throughout"
+        kind = "linear"
+        if abs(e - 1) > tolerance:
+            kind = f"{'less' if e < 1 else 'more'} than linear"
+        if parts and parts[-1][0] == kind:
+            low = parts.pop()[1]
+        parts.append((kind, low, high))
+    return "; ".join(f"{x} from {a:,} to {b:,}" for x, a, b in parts)
 
 
 def machine(*packages):

@@ -96,13 +96,16 @@ class LinearityTest(parameterized.TestCase):
         np.testing.assert_allclose(found, [1, 2])
 
     @parameterized.parameters(
-        ([1.0, 2.0, 4.0, 8.0], "linear throughout"),
-        ([1.9, 2.0, 4.0, 8.0], "less than linear up to 20"),
-        ([1.0, 2.0, 4.0, 9.0], "more than linear beyond 40"),
+        ([1.0, 2.0, 4.0, 8.0], "linear from 10 to 80"),
         (
-            [1.9, 2.0, 4.0, 9.0],
-            "less than linear up to 20; more than linear beyond 40",
+            [1.9, 2.0, 4.0, 8.0],
+            "less than linear from 10 to 20; linear from 20 to 80",
         ),
+        (
+            [1.0, 2.0, 4.0, 9.0],
+            "linear from 10 to 40; more than linear from 40 to 80",
+        ),
+        ([1.0, 1.1, 1.2, 1.3], "less than linear from 10 to 80"),
     )
     def test_linearity(self, seconds, expected):
         sentence = timing.linearity([10, 20, 40, 80], [1, 2, 4, 8], seconds)

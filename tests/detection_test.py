@@ -748,7 +748,7 @@ class CompareTest(absltest.TestCase):
         self.assertCountEqual(
             os.listdir(folder),
             [f"results.{x}" for x in ("json", "csv", "md", "png")]
-            + ["detections.png"],
+            + ["detections.png", "scores.json"],
         )
         rows = training_report.read_results(f"{folder}/results.json")
         self.assertEqual([row["encoder"] for row in rows], list(values))
