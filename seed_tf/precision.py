@@ -3,6 +3,7 @@
 Measured, see docs/performance.md.
 """
 
+import contextlib
 import functools
 import pathlib
 
@@ -74,6 +75,22 @@ def of_teacher(teacher_temperature):
     return "bfloat16" if bfloat16_is_fast() and not sharp else "float32"
 
 
+@contextlib.contextmanager
+def float32_by_default():
+    """Within, what is built without a dtype of its own is float32.
+
+    A frozen network is so whatever the policy of the one that is trained:
+    under "mixed_bfloat16" even a loaded network would round its images, for
+    files do not hold the policy of input layers and of models themselves.
+    """
+    policy = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy("float32")
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
+
+
 def in_float32(model):
     """The model itself, or its copy in float32 if it computes in 16 bits.
 
@@ -83,7 +100,8 @@ def in_float32(model):
     if all(layer.compute_dtype == "float32" for layer in layers):
         return model
     config = keras.saving.serialize_keras_object(model)
-    copy = keras.saving.deserialize_keras_object(_without_16_bits(config))
+    with float32_by_default():
+        copy = keras.saving.deserialize_keras_object(_without_16_bits(config))
     copy.set_weights(model.get_weights())
     return copy
 

@@ -237,6 +237,15 @@ class TeachersTest(PublishedTest):
         teacher = seed_tf.checkpoints.load_teacher(self.path)
         self.assert_same(teacher, net.float(), sizes=(64,))
 
+    def test_global_policy(self):
+        """Of the student, which the teacher does not follow."""
+        net = self.network("resnet18", "mlp", width=8)
+        self.save(net.state())
+        self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        self.assert_same(teacher, net, sizes=(64,))
+
     def test_small_stem(self):
         net = self.network("resnet18", "mlp", width=8, stem="cifar")
         self.save(net.state())

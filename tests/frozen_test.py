@@ -76,6 +76,23 @@ class EncoderTest(parameterized.TestCase):
             error.max() / np.linalg.norm(expected, axis=1).min(), 1e-5, 0.02
         )
 
+    def test_global_policy(self):
+        """Of the student: it must reach no teacher, built or loaded."""
+        keras.utils.set_random_seed(0)
+        encoder = seed_tf.Encoder("resnet18", stem="cifar")
+        expected = np.array(encoder(images()))
+        path = self.create_tempfile("teacher.keras").full_path
+        encoder.save(path)
+        self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+        loaded = seed_tf.checkpoints.load_teacher(path)
+        for teacher in encoder, loaded, Frozen(encoder), Frozen(loaded):
+            found = np.array(teacher(images()))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        self.assertEqual(Frozen(loaded, "bfloat16").dtype, "bfloat16")
+        policy = keras.mixed_precision.global_policy()
+        self.assertEqual(policy.name, "mixed_bfloat16")
+
     def test_follows_the_weights_on_update(self):
         keras.utils.set_random_seed(0)
         encoder = seed_tf.Encoder("resnet18", stem="cifar")

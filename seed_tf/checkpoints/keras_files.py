@@ -4,6 +4,8 @@ import os
 
 import keras
 
+from seed_tf import precision
+
 
 def find(path):
     """The `.keras` file that a path means, or None.
@@ -17,13 +19,14 @@ def find(path):
 
 
 def read(file):
-    """The model in a `.keras` file.
+    """The model in a `.keras` file, whatever Keras's global policy.
 
     Raises:
         ValueError: if it is not a whole file that Keras wrote.
     """
     try:
-        return keras.saving.load_model(file, compile=False)
+        with precision.float32_by_default():
+            return keras.saving.load_model(file, compile=False)
     except Exception as error:
         # Keras raises whatever zipfile, json or h5py raise for a bad file.
         raise ValueError(f"{file!r} cannot be loaded: {error}") from error

@@ -2,6 +2,7 @@
 
 import os
 
+from seed_tf import precision
 from seed_tf.checkpoints import keras_files, tensorflow_files, torch_files
 from seed_tf.checkpoints.layouts import LAYOUTS, recognise
 from seed_tf.checkpoints.weights import assign, misfits, parameters
@@ -140,7 +141,8 @@ def build(contents, path):
         ValueError: if a weight is missing, unknown, of another shape, NaN or
             infinite.
     """
-    encoder = Encoder(contents.backbone(), **contents.encoder)
+    with precision.float32_by_default():
+        encoder = Encoder(contents.backbone(), **contents.encoder)
     wanted = parameters(encoder)
     problems = misfits(contents, wanted)
     if any(problems.values()):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl import logging
 from keras import ops
 
+from seed_tf import precision
 from seed_tf.encoders import tiny_maps
 from seed_tf.encoders.encoder import Encoder
 
@@ -82,11 +83,12 @@ class Frozen:
         if dtype == "float32" or not _stands(network, dtype):
             dtype = None
         self._pairs = _pairs(network)
-        self._copy = self._whole = _clone(network, self._pairs, dtype)
+        with precision.float32_by_default():
+            self._copy = self._whole = _clone(network, self._pairs, dtype)
+            if is_encoder:
+                config = model.get_config() | {"backbone": self._copy}
+                self._whole = Encoder(**config)
         self.dtype = self._copy.layers[-1].compute_dtype
-        if is_encoder:
-            config = model.get_config() | {"backbone": self._copy}
-            self._whole = Encoder(**config)
         self.update()
 
     def __call__(self, images):
