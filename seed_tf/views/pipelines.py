@@ -124,7 +124,7 @@ class View(keras.layers.Layer):
             map(tf.config.list_physical_devices, ("GPU", "TPU"))
         ):
             return None
-        most = _CACHE // (4 * math.prod(shape))
+        most = min(_CACHE // (4 * math.prod(shape)), batch)
         block = next(n for n in range(max(most, 1), 0, -1) if batch % n == 0)
         # A batch of one image takes another way, see `operators.skippable`.
         return block if 1 < block < batch else None
