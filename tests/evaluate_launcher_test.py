@@ -19,6 +19,7 @@ from run_helpers import import_launcher
 import seed_tf
 from seed_tf import evaluation
 from seed_tf.evaluation import protocols, transfer
+from seed_tf.evaluation import task as task_module
 from seed_tf.evaluation.fine_tune import training_view
 from seed_tf.evaluation.labelled_images import LabelledImages
 from seed_tf.training.report import read_results
@@ -156,7 +157,7 @@ class ProtocolsTest(parameterized.TestCase):
             metric="mean per class",
         )
         with mock.patch.object(
-            protocols, "fine_tune", wraps=evaluation.fine_tune
+            task_module, "fine_tune", wraps=evaluation.fine_tune
         ) as tuned:
             results = protocols.evaluate(
                 {"a": tiny_encoder()}, ["fine_tune", "transfer"], work
@@ -177,7 +178,7 @@ class ProtocolsTest(parameterized.TestCase):
 
     def test_settings_of_fine_tuning(self):
         work = task(label_fractions=(0.01, 0.1), fine_tune_rate=0.3)
-        with mock.patch.object(protocols, "fine_tune") as tuned:
+        with mock.patch.object(task_module, "fine_tune") as tuned:
             for images, share in work.subsets(4).values():
                 work.fine_tune(None, images, 4, share)
         # SimCLR's epochs, by the share of labels.
@@ -196,7 +197,7 @@ class ProtocolsTest(parameterized.TestCase):
         )
         images = LabelledImages("folder", "train", os.path.dirname(root), 12)
         work = protocols.Task(images, digits("test"), label_fractions=(0.01,))
-        with mock.patch.object(protocols, "fine_tune") as tuned:
+        with mock.patch.object(task_module, "fine_tune") as tuned:
             tuned.return_value.accuracy = 0.5
             list(protocols.PROTOCOLS["fine_tune"].run("a", None, work, 0))
         (call,) = tuned.mock_calls
@@ -233,7 +234,7 @@ class ProtocolsTest(parameterized.TestCase):
                 raise evaluation.DivergenceError
             return mock.Mock(accuracy=learning_rate / 10)
 
-        with mock.patch.object(protocols, "linear_probe", probe):
+        with mock.patch.object(task_module, "linear_probe", probe):
             results = protocols.evaluate(
                 {"a": tiny_encoder()}, ["linear_views"], work
             )
@@ -739,7 +740,7 @@ class LauncherTest(absltest.TestCase):
                 label_list=listed,
                 output=os.path.join(root, "results"),
             ),
-            mock.patch.object(protocols, "fine_tune", fine_tune),
+            mock.patch.object(task_module, "fine_tune", fine_tune),
             mock.patch("builtins.print"),
         ):
             launcher.main(None)

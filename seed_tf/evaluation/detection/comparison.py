@@ -14,7 +14,7 @@ from seed_tf.evaluation.detection.coco import (
 )
 from seed_tf.evaluation.detection.retinanet import detect, detector
 from seed_tf.evaluation.detection.training import fine_tune_detector
-from seed_tf.evaluation.protocols import Results
+from seed_tf.evaluation.results import Results
 
 
 def compare(

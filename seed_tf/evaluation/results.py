@@ -1,0 +1,210 @@
+"""What an evaluation found: one table in several forms, and a figure."""
+
+import csv
+import io
+import json
+import os
+
+import matplotlib
+import numpy as np
+from absl import logging
+from matplotlib.figure import Figure
+
+from seed_tf.evaluation import report
+from seed_tf.training.saving import replacing
+
+
+class Results:
+    """Scores of encoders: one table in several forms, and figures.
+
+    Args:
+        scores: dict of encoders to dicts of columns to lists, of one value per
+            seed: percent, or str.
+        pictures: dict of names to figures.
+        fingerprints: dict of encoders to what tells their weights apart.
+        data: JSON dict that tells what they were evaluated on.
+    """
+
+    def __init__(self, scores, pictures=(), fingerprints=(), data=()):
+        self.scores, self.pictures = scores, dict(pictures)
+        self.fingerprints, self.data = dict(fingerprints), dict(data)
+
+    @classmethod
+    def read(cls, folder, data):
+        """What `write` left in a folder, without pictures; empty if nothing.
+
+        Raises:
+            ValueError: if that was on other data, or the folder has results
+                of other kinds, or damaged ones.
+        """
+        path = os.path.join(folder, "scores.json")
+        remedy = "Choose another --output, or remove them."
+        try:
+            with open(path, encoding="utf-8") as file:
+                earlier = json.load(file)
+            scores, fingerprints, there = (
+                earlier[key] for key in ("scores", "fingerprints", "data")
+            )
+        except FileNotFoundError:
+            if os.path.exists(os.path.join(folder, "results.json")):
+                raise ValueError(
+                    f"{folder!r} holds results without a scores.json, which "
+                    f"would tell on which data. {remedy}"
+                ) from None
+            return cls({}, data=data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path!r} is damaged: {error!r}.") from error
+        if there != data:
+            different = "; ".join(
+                f"{key}: {there.get(key)!r} there, {value!r} here"
+                for key, value in data.items()
+                if there.get(key) != value
+            )
+            raise ValueError(
+                f"{folder!r} holds results on other data. {different}. {remedy}"
+            )
+        return cls(scores, (), fingerprints, data)
+
+    def beside(self, earlier):
+        """These and earlier results on the same data, as one.
+
+        Where both have a column of an encoder, it is this one's. Of an encoder
+        whose weights are others now, nothing earlier stays, with a warning.
+        """
+        kept = dict(earlier.scores)
+        for name in set(self.scores) & set(kept):
+            if self.fingerprints.get(name) != earlier.fingerprints.get(name):
+                logging.warning(
+                    "%s has other weights than when it was evaluated before. "
+                    "What was found then is left out: %s.",
+                    *(name, ", ".join(kept.pop(name))),
+                )
+        scores = {
+            name: kept.get(name, {}) | self.scores.get(name, {})
+            for name in [*earlier.scores, *self.scores]
+        }
+        fingerprints = earlier.fingerprints | self.fingerprints
+        return Results(scores, self.pictures, fingerprints, self.data)
+
+    @property
+    def columns(self):
+        """Headings, of all encoders."""
+        return list(
+            dict.fromkeys(c for found in self.scores.values() for c in found)
+        )
+
+    def table(self, fmt="text"):
+        """The table as "text", "markdown" or "html"; mean ± spread of seeds.
+
+        The spread is the standard deviation over the seeds. A row is an
+        encoder or, where these would be too long to read, a column's heading.
+        """
+        cells = {
+            name: {column: _cell(values) for column, values in found.items()}
+            for name, found in self.scores.items()
+        }
+        if len(self.columns) <= 6:
+            rows = [{"encoder": name} | found for name, found in cells.items()]
+            return report.table(rows, ["encoder", *self.columns], fmt)
+        rows = [
+            {"": column}
+            | {name: found.get(column) for name, found in cells.items()}
+            for column in self.columns
+        ]
+        return report.table(rows, ["", *cells], fmt)
+
+    def rows(self):
+        """Flat rows, as JSON and CSV have them; spreads in columns apart."""
+        rows = []
+        for name, found in self.scores.items():
+            row = {"encoder": name}
+            for column, values in found.items():
+                cell = _cell(values)
+                mean, *spread = cell if isinstance(cell, tuple) else (cell,)
+                row[column] = mean if isinstance(mean, str) else round(mean, 2)
+                if spread:
+                    row[f"{column}, spread"] = round(spread[0], 2)
+            rows.append(row)
+        return rows
+
+    @matplotlib.rc_context(
+        {"font.size": 9, "figure.constrained_layout.use": True}
+    )
+    def figure(self):
+        """All scores in one figure, a line per column, a dot per encoder."""
+        colours = report.palette(self.scores)
+        columns = [
+            column
+            for column in self.columns
+            if not any(
+                isinstance(value, str)
+                for found in self.scores.values()
+                for value in found.get(column, ())
+            )
+        ]
+        figure = Figure((7, 1.4 + 0.3 * len(columns)))
+        axes = figure.subplots()
+        for name, found in self.scores.items():
+            places = [i for i, x in enumerate(columns) if x in found]
+            values = [found[columns[i]] for i in places]
+            axes.errorbar(
+                [np.mean(x) for x in values],
+                places,
+                xerr=[np.std(x) for x in values],
+                **{"fmt": "o", "capsize": 3, "alpha": 0.85},
+                color=colours[name],
+                label=name,
+            )
+        axes.set_yticks(range(len(columns)), columns)
+        axes.invert_yaxis()
+        axes.grid(color="#e4e4e4")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("%")
+        figure.legend(loc="outside upper left", frameon=False)
+        return figure
+
+    def write(self, folder):
+        """Writes results.json, .csv, .md and .png, and the pictures.
+
+        And scores.json, with what `read` takes: the values of all seeds.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        os.makedirs(folder, exist_ok=True)
+        rows = self.rows()
+        columns = list(dict.fromkeys(c for row in rows for c in row))
+
+        sheet = io.StringIO()
+        writer = csv.DictWriter(sheet, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        everything = {
+            "data": self.data,
+            "fingerprints": self.fingerprints,
+            "scores": self.scores,
+        }
+        for name, text in {
+            "scores.json": json.dumps(everything, indent=2),
+            "results.json": json.dumps(rows, indent=2),
+            "results.csv": sheet.getvalue(),
+            "results.md": self.table("markdown") + "\n",
+        }.items():
+            with (
+                replacing(os.path.join(folder, name)) as path,
+                open(path, "w", encoding="utf-8") as file,
+            ):
+                file.write(text)
+        for name, figure in {"results": self.figure(), **self.pictures}.items():
+            with replacing(os.path.join(folder, f"{name}.png")) as path:
+                figure.savefig(path, dpi=130)
+
+
+def _cell(values):
+    """One value, or (mean, standard deviation); of words all that occur."""
+    if isinstance(values[0], str):
+        return ", ".join(dict.fromkeys(values))
+    if len(values) == 1:
+        return float(values[0])
+    return float(np.mean(values)), float(np.std(values))
