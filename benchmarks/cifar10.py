@@ -124,9 +124,9 @@ def minutes(run):
     try:
         with open(os.path.join(folder(run.name), "metrics.jsonl")) as f:
             *_, last = f
-        return json.loads(last)["seconds"] / 60
     except FileNotFoundError:
         return None
+    return json.loads(last)["seconds"] / 60
 
 
 def command(run):
@@ -202,21 +202,9 @@ def _is_ablation(label):
     return label.startswith("SEED, ")
 
 
-def main(_):
-    every = list(runs())
-    for run in every:
-        train(run)
+def conclude(every):
+    """Evaluates all runs; writes the table and the pictures."""
     rows = summarise(every, evaluate(every))
-    compared = [
-        folder(run.name)
-        for run in every
-        if run.launcher and not _is_ablation(run.label)
-    ]
-    execute(
-        *("-m", "experiments.report", *compared),
-        f"--results={folder('results')}/results.json",
-        f"--output={folder('comparison')}",
-    )
     shown = [
         {k: f"{v:.0f}" if k == "minutes" and v else v for k, v in row.items()}
         for row in rows
@@ -230,21 +218,36 @@ def main(_):
         f.write(f"{table}\n\n{sentence}\n")
     with open(os.path.join(FLAGS.output, "results.json"), "w") as f:
         json.dump(rows, f, indent=2)
-    for name, chosen in (
-        ("results", lambda row: not _is_ablation(row["trained"])),
-        ("ablations", lambda row: _is_ablation(row["trained"])),
-    ):
-        figure = report.bars(
-            {
-                f"{row['network']}, {row['trained']}": {
-                    measure: [row[measure]]
-                    for measure in ("10-NN", "linear probe")
+    for name, ablations in (("results", False), ("ablations", True)):
+        chosen = [x for x in rows if _is_ablation(x["trained"]) == ablations]
+        if chosen:
+            figure = report.bars(
+                {
+                    f"{row['network']}, {row['trained']}": {
+                        measure: [row[measure]]
+                        for measure in ("10-NN", "linear probe")
+                    }
+                    for row in chosen
                 }
-                for row in rows
-                if chosen(row)
-            }
-        )
-        figure.savefig(os.path.join(FLAGS.output, f"{name}.png"))
+            )
+            figure.savefig(os.path.join(FLAGS.output, f"{name}.png"))
+
+
+def main(_):
+    every = list(runs())
+    for run in every:
+        train(run)
+    conclude(every)
+    compared = [
+        folder(run.name)
+        for run in every
+        if run.launcher and not _is_ablation(run.label)
+    ]
+    execute(
+        *("-m", "experiments.report", *compared),
+        f"--results={folder('results')}/results.json",
+        f"--output={folder('comparison')}",
+    )
 
 
 if __name__ == "__main__":

@@ -12,12 +12,35 @@ keeps the variables there from call to call:
     (loss,) = program(images)
 
 JAX has no public function to run such a program, so this uses names of its
-inside, as they are in version 0.10.
+inside, as they are in versions 0.10 and 0.11.
 """
 
 import re
 
 import numpy as np
+
+_SAMPLE = 4096  # values from which more are drawn
+
+
+def redraw(variables):
+    """Gives random weights values that need little room in a file.
+
+    All but the first 4,096 of each are drawn anew from these.
+
+    Args:
+        variables: of Keras, changed in place. Equal ones stay equal.
+    """
+    for variable in variables:
+        value = variable.numpy()
+        if value.size > _SAMPLE:
+            variable.assign(_drawn(value.ravel()[:_SAMPLE], value.shape))
+
+
+def _drawn(sample, shape):
+    rest = np.prod(shape) - len(sample)
+    # By places, so that what scales or rounds values leaves them drawn.
+    rest = np.random.default_rng(rest).integers(len(sample), size=rest)
+    return np.concatenate([sample, sample[rest]]).reshape(shape)
 
 
 def write(step, arguments, stem):
@@ -27,6 +50,10 @@ def write(step, arguments, stem):
         step: tf.function with `jit_compile=True`.
         arguments: list of tensors, what it is called on.
         stem: str, path.
+
+    Returns:
+        dict of what the program has as parameters, `tensor.ref()` of a
+        variable's handle or of a constant, to its number there.
     """
     program = step.experimental_get_compiler_ir(*arguments)
     with open(f"{stem}.hlo", "wb") as file:
@@ -35,19 +62,39 @@ def write(step, arguments, stem):
     head = program(stage="hlo").partition("\n")[0]
     updates = re.findall(r"\{(\d+)\}: \((\d+), \{\}", head)
     concrete = step.get_concrete_function(*arguments)
-    values, halves = {}, []
+    values, shapes, halves, places = {}, {}, [], {}
     for i, tensor in enumerate(concrete.captured_inputs, len(arguments)):
-        value = _value(tensor).numpy()
-        if value.dtype.name == "bfloat16":  # which .npz does not know
+        places[tensor.ref()] = i
+        array = _value(tensor).numpy()
+        if array.dtype.name == "bfloat16":  # which .npz does not know
             halves.append(i)
-            value = value.view(np.uint16)
-        values[f"parameter_{i}"] = value
+            array = array.view(np.uint16)
+        sample = array.ravel()[:_SAMPLE]
+        if array.size > _SAMPLE and np.array_equal(
+            array, _drawn(sample, array.shape)
+        ):
+            shapes[f"shape_{i}"], array = array.shape, sample
+        values[f"parameter_{i}"] = array
     np.savez_compressed(
         f"{stem}.npz",
         updates=np.array(updates, np.int64).reshape(-1, 2),
         bfloat16=np.array(halves, np.int64),
         **values,
+        **shapes,
     )
+    return places
+
+
+def value(saved, index):
+    """The array of a parameter in what `write` saved, an open .npz."""
+    array = saved[f"parameter_{index}"]
+    if f"shape_{index}" in saved:
+        array = _drawn(array, saved[f"shape_{index}"])
+    if index in saved["bfloat16"]:
+        import ml_dtypes
+
+        array = array.view(ml_dtypes.bfloat16)
+    return array
 
 
 def _value(tensor):
@@ -62,6 +109,23 @@ def _value(tensor):
     return tf.raw_ops.ReadVariableOp(resource=tensor, dtype=held)
 
 
+def _leave_out_copies(module):
+    """Passes on what is copied: GPUs' compiler is sent no `mhlo.copy`."""
+    from jaxlib.mlir import ir
+
+    copies = []
+
+    def find(operation):
+        if operation.name == "mhlo.copy":
+            copies.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(find)
+    for copy in copies:
+        copy.results[0].replace_all_uses_with(copy.operands[0])
+        copy.erase()
+
+
 class Program:
     """What `write` wrote, on JAX's first device.
 
@@ -74,7 +138,6 @@ class Program:
 
     def __init__(self, stem):
         import jax
-        import ml_dtypes
         from jax._src.interpreters import mlir
         from jax._src.lib import xla_client
         from jaxlib.mlir import ir
@@ -86,8 +149,10 @@ class Program:
             program = xla_client.XlaComputation(file.read())
         text = xla_client._xla.mlir.xla_computation_to_mlir_module(program)
         with mlir.make_ir_context():
+            module = ir.Module.parse(text)
+            _leave_out_copies(module)
             self._program = device.client.compile_and_load(
-                ir.Module.parse(text),
+                module,
                 xla_client.DeviceList((device,)),
                 xla_client.CompileOptions(),
             )
@@ -96,10 +161,8 @@ class Program:
             self._updates = {int(o): int(p) for o, p in saved["updates"]}
             for name in saved.files:
                 if name.startswith("parameter_"):
-                    index, value = int(name.partition("_")[2]), saved[name]
-                    if index in saved["bfloat16"]:
-                        value = value.view(ml_dtypes.bfloat16)
-                    self.variables[index] = self._put(value)
+                    index = int(name.partition("_")[2])
+                    self.variables[index] = self._put(value(saved, index))
 
     def __call__(self, *arguments):
         inputs = [self._put(x) for x in arguments]

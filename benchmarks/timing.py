@@ -7,6 +7,7 @@ their median is quoted. One that waits reads a pipe and takes no processor
 time.
 """
 
+import concurrent.futures
 import contextlib
 import importlib.metadata
 import json
@@ -152,29 +153,35 @@ def peak_mb():
     raise OSError("/proc/self/status names no VmHWM.")
 
 
-def start(stack, workers, warm_up):
-    """Starts workers and warms them up, one after the other.
+def start(stack, workers, warm_up, at_once=False):
+    """Starts workers and warms them up.
 
     Args:
         stack: contextlib.ExitStack that is to close them.
         workers: dict of names to functions that start a `Worker`.
         warm_up: int, steps.
+        at_once: bool, whether not to start one after the other.
 
     Returns:
         dicts by name: the workers, and why those that failed did.
     """
     started, failed = {}, {}
-    for name, make in workers.items():
+
+    def begin(name):
         print(f"Starting {name} ...", flush=True)
-        worker = make()
+        worker = workers[name]()
         stack.callback(worker.close)
         try:
             worker.run(warm_up)
             started[name] = worker
         except ContenderError as error:
-            print(f"  left out, {error}", flush=True)
+            print(f"  left out, {name}, {error}", flush=True)
             failed[name] = str(error)
-    return started, failed
+
+    most = len(workers) if at_once else 1
+    with concurrent.futures.ThreadPoolExecutor(most) as pool:
+        list(pool.map(begin, workers))
+    return {name: started[name] for name in workers if name in started}, failed
 
 
 def take_turns(workers, rounds, steps):

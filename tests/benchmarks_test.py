@@ -1,15 +1,17 @@
 """What the benchmarks compare is the same work, and their statistics."""
 
 import json
+import pathlib
 import sys
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import absltest, flagsaver, parameterized
 
 import seed_tf
-from benchmarks import timing
+from benchmarks import cifar10_gpu, hlo_step, timing
 
 try:
     import torch
@@ -159,6 +161,101 @@ class WriteTest(absltest.TestCase):
             self.assertEqual(json.load(file), {"cases": [1]})
         with open(stem + ".md") as file:
             self.assertEqual(file.read(), "text\n")
+
+
+class HloStepTest(absltest.TestCase):
+    def test_redrawn_weights_take_little_room(self):
+        rng = np.random.default_rng(0)
+        values = rng.normal(2, 3, (90, 100)).astype(np.float32)
+        one, same = (keras.Variable(values) for _ in range(2))
+        small = keras.Variable(values[:40])
+        hlo_step.redraw([one, same, small])
+        np.testing.assert_array_equal(small, values[:40])
+        np.testing.assert_array_equal(one, same)
+        self.assertFalse(np.array_equal(one, values))
+        self.assertContainsSubset(one.numpy().ravel(), values.ravel())
+        self.assertAlmostEqual(float(np.std(one)), 3, delta=0.1)
+        self.assertAlmostEqual(float(np.mean(one)), 2, delta=0.1)
+
+    def test_write(self):
+        rng = np.random.default_rng(0)
+        drawn, learned = (
+            keras.Variable(rng.normal(size=(90, 100)).astype(np.float32))
+            for _ in range(2)
+        )
+        half = keras.Variable(np.arange(100.0), dtype="bfloat16")
+        hlo_step.redraw([drawn])
+
+        def step(x):
+            y = tf.matmul(x, drawn.value * learned.value)
+            learned.assign(2.0 * learned)
+            return y + tf.cast(half.value, tf.float32)
+
+        stem = self.create_tempdir().full_path + "/step"
+        places = hlo_step.write(
+            tf.function(step, jit_compile=True), [tf.ones([3, 90])], stem
+        )
+        i, j, k = (places[x.value.handle.ref()] for x in (drawn, learned, half))
+        self.assertCountEqual((i, j, k), (1, 2, 3))  # 0 is the argument
+        with np.load(stem + ".npz") as saved:
+            self.assertLen(saved[f"parameter_{i}"], 4096)
+            np.testing.assert_array_equal(saved[f"shape_{i}"], (90, 100))
+            np.testing.assert_array_equal(saved[f"parameter_{j}"], learned)
+            self.assertNotIn(f"shape_{j}", saved)
+            # The second output is the new value of `learned`.
+            np.testing.assert_array_equal(saved["updates"], [(1, j)])
+            np.testing.assert_array_equal(saved["bfloat16"], [k])
+
+
+class Cifar10GPUTest(absltest.TestCase):
+    def test_networks_come_back_as_they_were_sent(self):
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        written = []
+
+        def write_step(model, *others):
+            written.append(model)
+            return self.write_step(model, *others)
+
+        self.write_step = cifar10_gpu.write_step
+        self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
+        with (
+            flagsaver.as_parsed(
+                data_dir="none", output=str(folder / "runs"), batch_size="16"
+            ),
+            mock.patch.object(cifar10_gpu, "write_step", write_step),
+        ):
+            of_one = [
+                run
+                for run in cifar10_gpu.runs()
+                if run.name in ("teacher", "resnet18_moco")
+            ]
+            with mock.patch.object(cifar10_gpu, "runs", lambda: of_one):
+                cifar10_gpu.write(folder / "programs")
+                for run in of_one:
+                    self.train(folder, run.name)
+                cifar10_gpu.read(folder / "trained")
+            files = [cifar10_gpu.student_file(run) for run in of_one]
+        for model, file in zip(written, files, strict=True):
+            read = seed_tf.checkpoints.load_teacher(file)
+            for one, other in zip(
+                read.weights, model.encoder.weights, strict=True
+            ):
+                np.testing.assert_array_equal(one, other)
+
+    def train(self, folder, name):
+        """What `benchmarks.train_gpu` leaves, after no step."""
+        (folder / "trained").mkdir(exist_ok=True)
+        notes = json.loads((folder / f"programs/{name}.json").read_text())
+        rates = notes["rates"]
+        self.assertEqual((rates[0], rates[-1]), (0, 0))
+        self.assertAlmostEqual(max(rates), 0.06 * 16 / 256, places=5)
+        with np.load(folder / f"programs/{name}.npz") as saved:
+            weights = {
+                f"weight_{i}": hlo_step.value(saved, place)
+                for i, place in notes["weights"].items()
+            }
+        np.savez(folder / f"trained/{name}.npz", **weights)
+        (folder / f"trained/{name}.json").write_text("{}")
 
 
 @absltest.skipIf(torch is None, "needs PyTorch: pip install seed_tf[torch]")
