@@ -94,7 +94,8 @@ class MoCo(TwoTower):
         dry_run(self.momentum_encoder, "encoder", samples)
         self.momentum_encoder.set_weights(encoder.get_weights())
         fuse(encoder)
-        fuse(self.momentum_encoder)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        fuse(self.momentum_encoder, shuffle_groups if replicas == 1 else 1)
         self.queue_size = queue_size
         self.temperature = temperature
         self.momentum = momentum
@@ -207,26 +208,20 @@ class MoCo(TwoTower):
             return tf.slice(order, [replica * batch], [batch])
 
         view = tf.gather(everyone, mine(order))
-        keys = self.all_replicas(self.xla(self._forward_in_groups)(view))
+        keys = self.all_replicas(self.xla(self._forward)(view))
         keys = tf.gather(keys, mine(tf.argsort(order)))
         return ops.stop_gradient(keys)
 
-    def _forward_in_groups(self, view):
-        def forward(group):
-            return embed(self.momentum_encoder, group, training=True)
-
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            return forward(view)
+    def _forward(self, view):
         groups, batch = self.shuffle_groups, view.shape[0]
-        if batch % groups or batch < 2 * groups:
+        alone = self.distribute_strategy.num_replicas_in_sync == 1
+        if alone and (batch % groups or batch < 2 * groups):
             raise ValueError(
                 f"A batch must divide into {groups} groups of two images or "
                 "more. Choose another batch size, or MoCo(..., "
                 f"shuffle_groups=...). Received: a batch of {batch}."
             )
-        parts = tf.reshape(view, [groups, batch // groups, *view.shape[1:]])
-        keys = tf.map_fn(forward, parts, fn_output_signature=tf.float32)
-        return tf.reshape(keys, [batch, self.queue.dim])
+        return embed(self.momentum_encoder, view, training=True)
 
     def get_config(self):
         return {
@@ -248,6 +243,7 @@ def _copy(encoder):
     for variable in copy.weights:
         variable.trainable = False
     for layer in copy._flatten_layers():
-        if getattr(layer, "synchronized", False):
+        if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = False
+            layer.momentum = 1.0  # its running statistics are the encoder's
     return copy

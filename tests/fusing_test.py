@@ -77,6 +77,24 @@ class BatchNormTest(parameterized.TestCase):
             for a, b in zip(fused.weights, plain.weights, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=a.name)
 
+    @parameterized.parameters((6, 4, 4, 5), (6, 5))
+    def test_groups_are_normalised_apart(self, *shape):
+        fused, plain = self.pair(rank=len(shape))
+        fuse(keras.Sequential([fused]), groups=3)
+        x = np.random.default_rng(1).normal(2, 3, shape).astype("float32")
+        found = fused(x, training=True)
+        expected = [plain(part, training=True) for part in np.split(x, 3)]
+        np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
+        found, expected = fused(x), plain(x)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_running_statistics_that_never_move(self):
+        fused, _ = self.pair(momentum=1.0)
+        before = fused.get_weights()
+        fused(np.ones((8, 6, 6, 5), "float32"), training=True)
+        for old, new in zip(before, fused.get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+
     def test_in_16_bits_statistics_have_32(self):
         fused, plain = self.pair("mixed_bfloat16")
         x = np.random.default_rng(1).normal(3.0, 2.0, (64, 8, 8, 5))

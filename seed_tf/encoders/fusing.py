@@ -13,21 +13,23 @@ from seed_tf.encoders import tiny_maps
 _BATCH_NORM = keras.layers.BatchNormalization
 
 
-def fuse(model):
+def fuse(model, groups=1):
     """Lets a network train by fewer and faster kernels.
 
     BatchNorm goes through TensorFlow's fused kernel, where Keras computes
     moments, normalisation and their gradients one by one; the activations are
     compiled by XLA, each to one kernel forward and one back; and convolutions
-    to maps of a pixel or two become matrix products. The layers stay
-    what they are, to their weights, to `get_config` and to files; outputs,
-    gradients and running statistics are the same up to rounding. Layers that
-    a kernel cannot stand in for (synchronised, masked, of other axes or ranks,
-    subclasses that compute something else) run as before, and so does
-    inference.
+    to maps of a pixel or two become matrix products. The layers stay what they
+    are, to their weights, to `get_config` and to files; outputs, gradients and
+    running statistics are the same up to rounding. Layers that a kernel cannot
+    stand in for (synchronised, masked, of other axes or ranks, subclasses that
+    compute something else) run as before, and so does inference.
 
     Args:
         model: keras.Model, changed in place.
+        groups: positive int, equal parts of a batch, one after the other, each
+            of which BatchNorm normalises for itself in training, as so many
+            devices would. All other layers see the whole batch.
 
     Example:
 
@@ -47,6 +49,23 @@ def fuse(model):
             layer.convolution_op = types.MethodType(_convolution, layer)
         elif type(layer) is keras.layers.DepthwiseConv2D:
             layer.call = types.MethodType(_depthwise_convolution, layer)
+        if groups > 1 and isinstance(layer, _BATCH_NORM):
+            layer.call = _in_groups(layer.call, groups)
+
+
+def _in_groups(batch_norm, groups):
+    def call(inputs, training=None, mask=None):
+        if not training:
+            return batch_norm(inputs, training=training, mask=mask)
+        parts = tf.split(inputs, groups)  # which copies nothing
+        masks = groups * [None] if mask is None else tf.split(mask, groups)
+        parts = [
+            batch_norm(part, training=training, mask=mask)
+            for part, mask in zip(parts, masks, strict=True)
+        ]
+        return tf.concat(parts, 0)
+
+    return call
 
 
 def _in_training(layer):
@@ -139,6 +158,8 @@ def _batch_norm(self, inputs, training=None, mask=None):
         epsilon=self.epsilon,
         is_training=True,
     )
+    if self.momentum == 1:
+        return outputs
     # The kernel divides the variance by n - 1, and Keras by n.
     # Of one value both are 0.
     size = inputs.shape.num_elements() or tf.cast(tf.size(inputs), tf.float32)
