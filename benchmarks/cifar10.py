@@ -221,16 +221,23 @@ def conclude(every):
     for name, ablations in (("results", False), ("ablations", True)):
         chosen = [x for x in rows if _is_ablation(x["trained"]) == ablations]
         if chosen:
-            figure = report.bars(
-                {
-                    f"{row['network']}, {row['trained']}": {
-                        measure: [row[measure]]
-                        for measure in ("10-NN", "linear probe")
-                    }
-                    for row in chosen
-                }
-            )
-            figure.savefig(os.path.join(FLAGS.output, f"{name}.png"))
+            path = os.path.join(FLAGS.output, f"{name}.png")
+            _bars(chosen, network=not ablations).savefig(path)
+
+
+def _bars(rows, network):
+    """A figure of them, named with or without their network."""
+    measures = ("10-NN", "linear probe")
+    return report.bars(
+        {
+            f"{row['network']}, {row['trained']}"
+            if network
+            else row["trained"].removeprefix("SEED, "): {
+                measure: [row[measure]] for measure in measures
+            }
+            for row in rows
+        }
+    )
 
 
 def main(_):

@@ -10,6 +10,7 @@ import re
 import matplotlib
 import numpy as np
 from absl.testing import absltest, parameterized
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
@@ -244,6 +245,18 @@ class FiguresTest(parameterized.TestCase):
         self.assertEqual(names, list("ACDEFGHIJK"))  # ten, the largest
         with self.assertRaisesRegex(ValueError, "method='umap'"):
             report.embedding_map({"a": features}, labels, method="umap")
+
+    def test_a_legend_of_long_names_fits(self):
+        history = {"loss": [2.0, 1.0]}
+        for metrics in (["loss"], ["loss", "gap", "cosine"]):
+            figure = report.curves(
+                {f"a name of some length {i}": history for i in range(7)},
+                metrics,
+            )
+            FigureCanvasAgg(figure).draw()
+            extent = figure.legends[0].get_window_extent()
+            self.assertGreater(extent.x0, 0)
+            self.assertLess(extent.x1, figure.bbox.width)
 
     def test_points(self):
         colours = report.palette(["teacher", "small", "large"])

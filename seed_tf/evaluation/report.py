@@ -505,10 +505,13 @@ def _legend(figure, colours, marker):
         Line2D([], [], color=colour, label=name, **style)
         for name, colour in colours.items()
     ]
+    # About as many as fit: a character is a twelfth of an inch wide.
+    width = 4 + max(map(len, colours))
+    fit = max(int(12 * figure.get_figwidth() / width), 1)
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 10),
+        ncols=min(len(handles), fit, 10),
         frameon=False,
         handletextpad=0.4,
         columnspacing=1.2,
