@@ -76,15 +76,16 @@ def of_teacher(teacher_temperature):
 
 
 @contextlib.contextmanager
-def float32_by_default():
-    """Within, what is built without a dtype of its own is float32.
+def no_16_bits():
+    """Within, what has no dtype of its own is float32, not in 16 bits.
 
     A frozen network is so whatever the policy of the one that is trained:
     under "mixed_bfloat16" even a loaded network would round its images, for
     files do not hold the policy of input layers and of models themselves.
     """
     policy = keras.mixed_precision.global_policy()
-    keras.mixed_precision.set_global_policy("float32")
+    if policy.compute_dtype in ("bfloat16", "float16"):
+        keras.mixed_precision.set_global_policy("float32")
     try:
         yield
     finally:
@@ -100,7 +101,7 @@ def in_float32(model):
     if all(layer.compute_dtype == "float32" for layer in layers):
         return model
     config = keras.saving.serialize_keras_object(model)
-    with float32_by_default():
+    with no_16_bits():
         copy = keras.saving.deserialize_keras_object(_without_16_bits(config))
     copy.set_weights(model.get_weights())
     return copy

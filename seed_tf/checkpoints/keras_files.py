@@ -25,7 +25,7 @@ def read(file):
         ValueError: if it is not a whole file that Keras wrote.
     """
     try:
-        with precision.float32_by_default():
+        with precision.no_16_bits():
             return keras.saving.load_model(file, compile=False)
     except Exception as error:
         # Keras raises whatever zipfile, json or h5py raise for a bad file.

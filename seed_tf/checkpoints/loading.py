@@ -141,7 +141,7 @@ def build(contents, path):
         ValueError: if a weight is missing, unknown, of another shape, NaN or
             infinite.
     """
-    with precision.float32_by_default():
+    with precision.no_16_bits():
         encoder = Encoder(contents.backbone(), **contents.encoder)
     wanted = parameters(encoder)
     problems = misfits(contents, wanted)

@@ -83,7 +83,7 @@ class Frozen:
         if dtype == "float32" or not _stands(network, dtype):
             dtype = None
         self._pairs = _pairs(network)
-        with precision.float32_by_default():
+        with precision.no_16_bits():
             self._copy = self._whole = _clone(network, self._pairs, dtype)
             if is_encoder:
                 config = model.get_config() | {"backbone": self._copy}
