@@ -32,7 +32,7 @@ flags.DEFINE_integer("batch_size", 512, "Images.", 1)
 flags.DEFINE_float(
     "teacher_temperature", 0.07, "As experiments.advise recommends."
 )
-# What 100 epochs of a few minutes allow, and what the paper's teachers had.
+# The teacher's as the paper's; `train_gpu --seconds` may give fewer.
 FLAGS.set_default("epochs", 100)
 FLAGS.set_default("teacher_epochs", 200)
 

@@ -301,22 +301,21 @@ def run(folder):
     cases = {name: contenders(name, folder) for name in FLAGS.case}
     with contextlib.ExitStack() as stack:
         # At once, for the minutes that compiling takes.
-        started, failed = timing.start(
+        started, results["failed"] = timing.start(
             stack,
             {
-                (name, label): worker
+                f"{name}: {label}": worker
                 for name, (_, workers) in cases.items()
                 for label, worker in workers.items()
             },
             FLAGS.warm_up,
             at_once=True,
         )
-        results["failed"] = {": ".join(k): v for k, v in failed.items()}
         for name, (notes, workers) in cases.items():
             ready = {
-                label: started[name, label]
+                label: started[f"{name}: {label}"]
                 for label in workers
-                if (name, label) in started
+                if f"{name}: {label}" in started
             }
             results["cases"][name], rows = compare(notes, ready, rates)
             title = "{student} <- {teacher}, {size} px, batch {batch}".format(

@@ -95,7 +95,9 @@ def work(name):
     _, seconds = run(TRIAL, lambda _: constant)
     if FLAGS.seconds:
         fit = int(FLAGS.seconds / (seconds / TRIAL * per_epoch))
-        epochs = min(epochs, max(fit, 1))
+        if fit < epochs:
+            epochs = max(fit, 1)
+            print(f"{name}  {epochs} epochs fit, of {notes['epochs']}")
     steps = epochs * per_epoch
     places = np.linspace(0, steps, len(notes["rates"]))
     rates = np.interp(np.arange(steps), places, notes["rates"])

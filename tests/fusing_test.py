@@ -90,10 +90,10 @@ class BatchNormTest(parameterized.TestCase):
 
     def test_running_statistics_that_never_move(self):
         fused, _ = self.pair(momentum=1.0)
-        before = fused.get_weights()
-        fused(np.ones((8, 6, 6, 5), "float32"), training=True)
-        for old, new in zip(before, fused.get_weights(), strict=True):
-            np.testing.assert_array_equal(old, new)
+        x = tf.ones((8, 6, 6, 5))
+        found = operations(lambda x: fused(x, training=True), x)
+        self.assertIn("FusedBatchNormV3", found)
+        self.assertNotIn("AssignVariableOp", found)
 
     def test_in_16_bits_statistics_have_32(self):
         fused, plain = self.pair("mixed_bfloat16")
