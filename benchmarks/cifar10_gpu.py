@@ -65,6 +65,8 @@ def write(folder):
     import seed_tf
 
     folder.mkdir(parents=True)
+    # Nothing that only a processor gains by.
+    seed_tf.precision.accelerated = lambda: True
     teacher, *others = runs()
     trained = student_file(teacher).exists()
     launcher = "distill" if trained else "pretrain"

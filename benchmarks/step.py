@@ -150,7 +150,7 @@ def compare(case):
         kept = {name: torch[name] for name in dict.fromkeys([AUTHORS, fastest])}
         for name in torch.keys() - kept.keys():
             torch[name].close()
-        default = seed_tf.precision.of_student(case.student)
+        default = seed_tf.precision.of_student()
         ours = {
             f"seed_tf, {policy}{', default' * (policy == default)}": contender(
                 case, precision=policy

@@ -383,11 +383,10 @@ class Data:
         return load()
 
 
-def train(build, trained, *, num_views=1, view_cache=None):
+def train(build, *, num_views=1, view_cache=None):
     """Does what the launchers share: data, devices, model, run, report.
 
     Args:
-        trained: str, name of the backbone that is trained.
         build: function of views to (model, the encoder that it trains, its
             teacher or None), called where its variables belong.
         num_views: int, views of each image in a step.
@@ -395,7 +394,7 @@ def train(build, trained, *, num_views=1, view_cache=None):
     """
     if FLAGS.precision == "auto":
         # Resolved before it is noted: a run goes on as it began.
-        FLAGS.precision = seed_tf.precision.of_student(trained)
+        FLAGS.precision = seed_tf.precision.of_student()
     config = {"launcher": launcher(), "command": command()} | {
         flag.name: flag.value
         for flag in FLAGS.get_key_flags_for_module("__main__")

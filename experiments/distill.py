@@ -83,7 +83,6 @@ def main(_):
     cache = FLAGS.view_cache and ViewCache(FLAGS.view_cache)
     common.train(
         functools.partial(build, view_cache=cache),
-        FLAGS.student,
         num_views=1 if FLAGS.same_view else 2,
         view_cache=cache,
     )

@@ -30,7 +30,7 @@ def build(views):
 
 def main(_):
     common.use_recipe()
-    common.train(build, FLAGS.encoder, num_views=2)
+    common.train(build, num_views=2)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ import tensorflow as tf
 _SHARPEST = 0.01
 
 
+def accelerated():
+    """Whether there is a GPU or a TPU, and the processor does not compute."""
+    return any(map(tf.config.list_physical_devices, ("GPU", "TPU")))
+
+
 @functools.cache
 def bfloat16_is_fast():
     """Whether the first device has matrix units for bfloat16.
@@ -35,30 +40,19 @@ def bfloat16_is_fast():
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def of_student(backbone):
-    """The policy by which a backbone trains fastest and no worse.
+def of_student():
+    """The policy by which students train fastest and no worse.
 
-    Weights, statistics of BatchNorm and losses are float32 always. On a CPU,
-    bfloat16 makes the gradients of depthwise convolutions slower, and only
-    ResNets gain.
-
-    Args:
-        backbone: str, a name that `seed_tf.backbone` knows.
+    Weights, statistics of BatchNorm and losses are float32 always.
 
     Returns:
         "mixed_bfloat16" or "float32", a name of a Keras dtype policy.
 
     Example:
 
-    >>> policy = seed_tf.precision.of_student("mobilenet_v3_large")
+    >>> policy = seed_tf.precision.of_student()
     """
-    if not bfloat16_is_fast():
-        return "float32"
-    accelerated = any(
-        tf.config.list_physical_devices(kind) for kind in ("GPU", "TPU")
-    )
-    gains = accelerated or backbone.startswith("resnet")
-    return "mixed_bfloat16" if gains else "float32"
+    return "mixed_bfloat16" if bfloat16_is_fast() else "float32"
 
 
 def of_teacher(teacher_temperature):

@@ -1,10 +1,13 @@
 """Tests of fused training kernels, against float64 and NumPy."""
 
+from unittest import mock
+
 import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
+from seed_tf import precision
 from seed_tf.encoders import fuse
 from seed_tf.encoders.fusing import _KERNELS
 
@@ -105,6 +108,21 @@ class BatchNormTest(parameterized.TestCase):
         for a, b in zip(fused.weights, plain.weights, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=a.name)
 
+    @parameterized.parameters((16, False), (24, True))
+    def test_widths_without_a_kernel_in_16_bits(self, width, expected):
+        layer = keras.layers.BatchNormalization(dtype="mixed_bfloat16")
+        layer.build((None, None, None, width))
+        fuse(keras.Sequential([layer]))
+        x = tf.zeros((2, 4, 4, width), "bfloat16")
+
+        def train(x):
+            return layer(x, training=True)
+
+        self.assertEqual(train(x).dtype, "bfloat16")
+        self.assertEqual("Cast" in operations(train, x), expected)
+        with mock.patch.object(precision, "accelerated", lambda: True):
+            self.assertNotIn("Cast", operations(train, x))
+
     def test_one_kernel_in_training(self):
         fused, _ = self.pair()
         plain = keras.layers.BatchNormalization()
@@ -157,26 +175,40 @@ class BatchNormTest(parameterized.TestCase):
 
 
 class ActivationTest(parameterized.TestCase):
-    @parameterized.parameters("hard_silu", "silu")
-    def test_value_and_derivative(self, name):
-        layer = keras.layers.Activation(name)
+    @parameterized.product(
+        name=["hard_silu", "silu"], dtype=["float32", "mixed_bfloat16"]
+    )
+    def test_value_and_derivative(self, name, dtype):
+        layer = keras.layers.Activation(name, dtype=dtype)
         fuse(keras.Sequential([layer]))
-        x = np.linspace(-9, 9, 4 * 37).astype("float32").reshape(4, 1, 1, 37)
+        x = np.linspace(-9, 9, 4 * 37).reshape(4, 1, 1, 37)
         upstream = np.random.default_rng(0).normal(size=x.shape)
+        x, upstream = (
+            np.array(tf.cast(tf.cast(v, layer.compute_dtype), "float64"))
+            for v in (x, upstream)
+        )
         y, gradient = train_step(layer, x, upstream)
-        wide = x.astype("float64")
         if name == "silu":
-            gate = 1 / (1 + np.exp(-wide))
-            expected = wide * gate, gate * (1 + wide * (1 - gate))
+            gate = 1 / (1 + np.exp(-x))
+            expected = x * gate, gate * (1 + x * (1 - gate))
         else:
-            gate = np.clip(wide / 6 + 0.5, 0, 1)
-            slope = np.where(abs(wide) < 3, wide / 6, 0)
-            expected = wide * gate, gate + slope
-        np.testing.assert_allclose(y, expected[0], atol=1e-5)
-        np.testing.assert_allclose(gradient, expected[1] * upstream, atol=1e-5)
+            gate = np.clip(x / 6 + 0.5, 0, 1)
+            slope = np.where(abs(x) < 3, x / 6, 0)
+            expected = x * gate, gate + slope
+        # In 16 bits results are rounded, once; 2^-8 at most for SiLU's gate.
+        tight = dtype == "float32"
+        np.testing.assert_allclose(
+            y, expected[0], atol=1e-5, rtol=0 if tight else 2**-7
+        )
+        np.testing.assert_allclose(
+            gradient,
+            expected[1] * upstream,
+            atol=1e-5,
+            rtol=0 if tight else 2**-8,
+        )
 
     def test_compiled_in_training_alone(self):
-        layer = keras.layers.Activation("silu")
+        layer = keras.layers.Activation("hard_silu")
         fuse(keras.Sequential([layer]))
         x = tf.zeros((2, 4, 4, 5))
         self.assertTrue(compiled_by_xla(lambda x: layer(x, training=True), x))
@@ -200,6 +232,41 @@ class ActivationTest(parameterized.TestCase):
         np.testing.assert_allclose(
             compiled(x), keras.activations.hard_silu(x), atol=1e-6
         )
+
+
+class AverageTest(parameterized.TestCase):
+    @parameterized.parameters(False, True)
+    def test_in_16_bits(self, keepdims):
+        layer = keras.layers.GlobalAveragePooling2D(
+            keepdims=keepdims, dtype="mixed_bfloat16"
+        )
+        fuse(keras.Sequential([layer]))
+        rng = np.random.default_rng(0)
+        x = rng.uniform(100, 101, (3, 7, 5, 4))  # much of nearly the same
+        x = np.array(tf.cast(tf.cast(x, "bfloat16"), "float64"))
+        upstream = rng.integers(-8, 8, (3, 1, 1, 4)) / 1.0
+        if not keepdims:
+            upstream = upstream[:, 0, 0]
+        y, gradient = train_step(layer, x, upstream)
+        expected = x.mean((1, 2), keepdims=keepdims)
+        np.testing.assert_allclose(y, expected, rtol=2**-8)
+        expected = upstream.reshape(3, 1, 1, 4) / 35 * np.ones(x.shape)
+        np.testing.assert_allclose(gradient, expected, rtol=2**-8)
+
+    def test_where(self):
+        def pools(maps, dtype="mixed_bfloat16", training=True):
+            layer = keras.layers.GlobalAveragePooling2D(dtype=dtype)
+            fuse(keras.Sequential([layer]))
+            x = tf.TensorSpec(maps, layer.compute_dtype)
+            found = operations(lambda x: layer(x, training=training), x)
+            return "AvgPool" in found
+
+        self.assertTrue(pools((None, 4, 4, 3)))
+        self.assertFalse(pools((None, None, None, 3)))
+        self.assertFalse(pools((2, 4, 4, 3), "float32"))
+        self.assertFalse(pools((2, 4, 4, 3), training=False))
+        with mock.patch.object(precision, "accelerated", lambda: True):
+            self.assertFalse(pools((2, 4, 4, 3)))
 
 
 class ModelTest(absltest.TestCase):

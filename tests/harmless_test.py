@@ -15,9 +15,14 @@ STEPS, BATCH, SIZE, D = 200, 16, 8, 4
 
 def tower(activation, factor=1.0):
     inputs = x = keras.Input((SIZE, SIZE, 3))
-    for stride in (1, 3):  # to a map of two pixels a side
-        x = keras.layers.Conv2D(8, 3, stride, use_bias=False)(x)
-        x = keras.layers.BatchNormalization()(x)
+    for layer in (
+        keras.layers.Conv2D(8, 3),
+        keras.layers.DepthwiseConv2D(5, 2, padding="same", use_bias=False),
+        keras.layers.Conv2D(8, 1),
+        keras.layers.Conv2D(8, 2),  # to a map of two pixels a side
+    ):
+        layer.use_bias = False
+        x = keras.layers.BatchNormalization()(layer(x))
         x = keras.layers.Activation(activation)(x)
     encoder = seed_tf.Encoder(keras.Model(inputs, x), embedding_dim=D)
     encoder.set_weights([factor * w for w in encoder.get_weights()])
@@ -126,7 +131,7 @@ class SameCourseTest(parameterized.TestCase):
     def test_16_bits(self, **options):
         expected = self.plain["hard_silu"]
         # The course is one of learning, and sharp targets.
-        self.assertLess(expected[-20:].mean(), 0.8 * expected[:20].mean())
+        self.assertLess(expected[-20:].mean(), 0.85 * expected[:20].mean())
         actual = curve(**options)
         self.assertGreater(np.abs(actual - expected).max(), 1e-3)
         actual, expected = (

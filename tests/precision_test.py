@@ -70,14 +70,22 @@ class PrecisionTest(parameterized.TestCase):
             self.assertEqual(precision.of_teacher(0.009), "float32")
 
     @parameterized.parameters(
-        ({"flags": "amx_bf16"}, "resnet18", "mixed_bfloat16"),
-        ({"flags": "amx_bf16"}, "mobilenet_v3_large", "float32"),
-        ({"flags": "avx2"}, "resnet18", "float32"),
-        ({"device": "TPU"}, "mobilenet_v3_large", "mixed_bfloat16"),
+        ({"flags": "amx_bf16"}, "mixed_bfloat16"),
+        ({"flags": "avx2"}, "float32"),
+        ({"device": "TPU"}, "mixed_bfloat16"),
     )
-    def test_of_a_student(self, machine, backbone, expected):
+    def test_of_a_student(self, machine, expected):
         with Machine(**machine):
-            self.assertEqual(precision.of_student(backbone), expected)
+            self.assertEqual(precision.of_student(), expected)
+
+    @parameterized.parameters(
+        ({"flags": "amx_bf16"}, False),
+        ({"device": "GPU"}, True),
+        ({"device": "TPU"}, True),
+    )
+    def test_what_computes(self, machine, expected):
+        with Machine(**machine):
+            self.assertEqual(precision.accelerated(), expected)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from absl import logging
 from keras import ops
 
 from seed_tf import precision
-from seed_tf.encoders import tiny_maps
+from seed_tf.encoders import convolutions
 from seed_tf.encoders.encoder import Encoder
 
 # Layers that may compute in 16 bits between images in float32 and features in
@@ -204,7 +204,9 @@ def _clone(network, pairs, dtype):
             config["dtype"] = policy
         copy = type(layer).from_config(config)
         if type(copy) is keras.layers.Conv2D:
-            copy.convolution_op = types.MethodType(tiny_maps.convolution, copy)
+            copy.convolution_op = types.MethodType(
+                convolutions.convolution, copy
+            )
         return copy
 
     return keras.models.clone_model(network, clone_function=clone)

@@ -8,7 +8,8 @@ import types
 import keras
 import tensorflow as tf
 
-from seed_tf.encoders import tiny_maps
+from seed_tf import precision
+from seed_tf.encoders import convolutions
 
 _BATCH_NORM = keras.layers.BatchNormalization
 
@@ -19,7 +20,7 @@ def fuse(model, groups=1):
     BatchNorm goes through TensorFlow's fused kernel, where Keras computes
     moments, normalisation and their gradients one by one; the activations are
     compiled by XLA, each to one kernel forward and one back; and convolutions
-    to maps of a pixel or two become matrix products. The layers stay what they
+    take faster ways, see `convolutions`. The layers stay what they
     are, to their weights, to `get_config` and to files; outputs, gradients and
     running statistics are the same up to rounding. Layers that a kernel cannot
     stand in for (synchronised, masked, of other axes or ranks, subclasses that
@@ -49,6 +50,8 @@ def fuse(model, groups=1):
             layer.convolution_op = types.MethodType(_convolution, layer)
         elif type(layer) is keras.layers.DepthwiseConv2D:
             layer.call = types.MethodType(_depthwise_convolution, layer)
+        elif type(layer) is keras.layers.GlobalAveragePooling2D:
+            layer.call = types.MethodType(_average, layer)
         if groups > 1 and isinstance(layer, _BATCH_NORM):
             layer.call = _in_groups(layer.call, groups)
 
@@ -82,35 +85,55 @@ def _activation(self, inputs):
 
 def _convolution(self, inputs, kernel):
     if _in_training(self):
-        return tiny_maps.convolution(self, inputs, kernel)
+        return convolutions.convolution_in_training(self, inputs, kernel)
     return keras.layers.Conv2D.convolution_op(self, inputs, kernel)
 
 
 def _depthwise_convolution(self, inputs):
     if _in_training(self):
-        return tiny_maps.depthwise_convolution(self, inputs)
+        return convolutions.depthwise_convolution_in_training(self, inputs)
     return keras.layers.DepthwiseConv2D.call(self, inputs)
 
 
-def _by_xla(value, derivative):
+def _average(self, inputs):
+    sides = inputs.shape[1:3]
+    if (
+        not _in_training(self)
+        or inputs.dtype != tf.bfloat16
+        or self.data_format != "channels_last"
+        or None in sides
+        or precision.accelerated()
+    ):
+        return keras.layers.GlobalAveragePooling2D.call(self, inputs)
+    # Keras writes the whole map in float32, and again for the gradient.
+    means = tf.nn.avg_pool2d(inputs, sides, 1, "VALID")
+    return means if self.keepdims else means[:, 0, 0]
+
+
+def _kernel(value, derivative):
     """A function of tensors, by its elementwise value and derivative."""
-    forward = _compiled(value)
     back = _compiled(lambda x, upstream: upstream * derivative(x))
 
     @tf.custom_gradient
     def function(x):
-        return forward(x), lambda upstream: back(x, upstream)
+        return value(x), lambda upstream: back(x, upstream)
 
     return function
 
 
 def _compiled(function):
-    function = tf.function(function, jit_compile=True)
+    @tf.function(jit_compile=True)
+    def wide(*tensors):
+        # XLA would round after each operation, which takes longer.
+        dtype = tensors[0].dtype
+        if dtype.size == 2:
+            tensors = [tf.cast(x, tf.float32) for x in tensors]
+        return tf.cast(function(*tensors), dtype)
 
     def call(*tensors):
         # Called as it is, TensorFlow would warn of a trace for every shape.
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
-        return function.get_concrete_function(*specs)(*tensors)
+        return wide.get_concrete_function(*specs)(*tensors)
 
     return call
 
@@ -130,10 +153,11 @@ def _silu_derivative(x):
 
 
 _KERNELS = {
-    keras.activations.hard_silu: _by_xla(_hard_silu, _hard_silu_derivative),
-    keras.activations.silu: _by_xla(
-        lambda x: x * tf.sigmoid(x), _silu_derivative
+    keras.activations.hard_silu: _kernel(
+        _compiled(_hard_silu), _hard_silu_derivative
     ),
+    # Forward it is one kernel as it is.
+    keras.activations.silu: _kernel(tf.nn.silu, _silu_derivative),
 }
 
 
@@ -148,7 +172,10 @@ def _batch_norm(self, inputs, training=None, mask=None):
         or self.axis not in (-1, 3)
     ):
         return _BATCH_NORM.call(self, inputs, training=training, mask=mask)
-    width = inputs.shape[-1]
+    width, dtype = inputs.shape[-1], inputs.dtype
+    if dtype == tf.bfloat16 and width % 16 and not precision.accelerated():
+        # Such widths oneDNN takes four times as long for as in float32.
+        inputs = tf.cast(inputs, tf.float32)
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=self.gamma if self.scale else tf.ones([width]),
@@ -158,6 +185,7 @@ def _batch_norm(self, inputs, training=None, mask=None):
         epsilon=self.epsilon,
         is_training=True,
     )
+    outputs = tf.cast(outputs, dtype)
     if self.momentum == 1:
         return outputs
     # The kernel divides the variance by n - 1, and Keras by n.

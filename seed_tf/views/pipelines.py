@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from seed_tf import stateless
+from seed_tf import precision, stateless
 from seed_tf.views.layers import (
     ColorJitter,
     RandomGaussianBlur,
@@ -120,9 +120,7 @@ class View(keras.layers.Layer):
         Each of some hundred operations reads and writes all of them.
         """
         batch, *shape = images.shape
-        if None in (batch, *shape) or any(
-            map(tf.config.list_physical_devices, ("GPU", "TPU"))
-        ):
+        if None in (batch, *shape) or precision.accelerated():
             return None
         most = min(_CACHE // (4 * math.prod(shape)), batch)
         block = next(n for n in range(max(most, 1), 0, -1) if batch % n == 0)

@@ -1,4 +1,6 @@
-"""Tests of products in place of convolutions, against float64."""
+"""Tests of faster ways to the same convolutions, against float64."""
+
+from unittest import mock
 
 import keras
 import numpy as np
@@ -6,6 +8,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import seed_tf
+from seed_tf import precision
 from seed_tf.encoders import Frozen, fuse
 
 WIDTH, FILTERS = 6, 5
@@ -50,6 +53,23 @@ def convolutions(function, maps):
     return sum("Conv" in node.op for node in nodes)
 
 
+def paddings_of_gradient(layer, maps):
+    """Of the operations that give a depthwise kernel its gradient, a set."""
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True)
+        return tape.gradient(y, layer.trainable_weights)
+
+    spec = tf.TensorSpec(maps, "float32")
+    graph = tf.function(gradient).get_concrete_function(spec).graph
+    return {
+        node.attr["padding"].s.decode()
+        for node in graph.as_graph_def().node
+        if node.op == "DepthwiseConv2dNativeBackpropFilter"
+    }
+
+
 def trained(layer):
     return lambda x: layer(x, training=True)
 
@@ -77,6 +97,8 @@ class LayersTest(parameterized.TestCase):
         ((6, 5), {"kernel_size": 3, "strides": 2}),
         ((4, 4), {"kernel_size": 3}),
         ((3, 4), {"kernel_size": 1, "strides": 2}),
+        ((5, 4), {"kernel_size": 1}),
+        ((5, 4), {"kernel_size": 1, "padding": "same", "use_bias": False}),
     )
     def test_a_convolution_is_a_matrix_product(self, sides, options):
         count, fused, maps = self.check(keras.layers.Conv2D, sides, **options)
@@ -110,8 +132,60 @@ class LayersTest(parameterized.TestCase):
         count, *_ = self.check(keras.layers.Conv2D, sides, **options)
         self.assertGreater(count, 0)
 
+    @parameterized.product(
+        kernel_size=[3, 5],
+        strides=[1, 2],
+        padding=["valid", "same"],
+        sides=[(8, 6), (7, 5), (9, 8)],
+    )
+    def test_gradients_of_depthwise_ones(self, sides, **options):
+        options["use_bias"] = False
+        kind = keras.layers.DepthwiseConv2D
+        _, fused, maps = self.check(kind, sides, **options)
+        self.assertEqual(
+            paddings_of_gradient(fused, maps),
+            {"EXPLICIT"}
+            if options["kernel_size"] == 5
+            else {options["padding"].upper()},
+        )
+        with mock.patch.object(precision, "accelerated", lambda: True):
+            self.assertEqual(
+                paddings_of_gradient(fused, maps), {options["padding"].upper()}
+            )
+
+    def test_of_maps_smaller_than_the_kernel(self):
+        kind = keras.layers.DepthwiseConv2D
+        options = {"kernel_size": 3, "padding": "same", "use_bias": False}
+        for side, expected in ((2, "EXPLICIT"), (3, "SAME")):
+            _, fused, maps = self.check(kind, (side, side), **options)
+            self.assertEqual(paddings_of_gradient(fused, maps), {expected})
+
+    @parameterized.product(kernel_size=[3, 5], strides=[1, 2])
+    def test_gradients_of_depthwise_ones_in_16_bits(self, **options):
+        maps = 2, 8, 8, WIDTH
+        layers = [
+            keras.layers.DepthwiseConv2D(
+                padding="same", use_bias=False, dtype=dtype, **options
+            )
+            for dtype in ("mixed_bfloat16", "float64")
+        ]
+        # Small integers, whose sums 16 bits hold without rounding.
+        rng = np.random.default_rng(0)
+        x = rng.integers(-2, 3, maps).astype("float64")
+        for layer in layers:
+            layer.build(maps)
+        kernel = rng.integers(-1, 2, layers[0].kernel.shape)
+        for layer in layers:
+            layer.set_weights([kernel])
+        fuse(keras.Sequential(layers[:1]))
+        upstream = rng.integers(-1, 2, layers[1](x).shape)
+        found, expected = (
+            outputs_and_gradients(layer, x, upstream) for layer in layers
+        )
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(tf.cast(a, "float64"), b)
+
     @parameterized.parameters(
-        ((2, 2), {"kernel_size": 3, "padding": "same", "use_bias": False}),
         ((1, 1), {"kernel_size": 3, "padding": "same"}),
         (
             (1, 1),
@@ -154,11 +228,19 @@ class NetworksTest(parameterized.TestCase):
     def test_less_is_convolved_of_small_images(self, name):
         encoder = seed_tf.Encoder(name)
         fuse(encoder)
-        layers = encoder._flatten_layers()
-        whole = sum("Conv" in type(x).__name__ for x in layers)
-        for size, fewer in ((224, False), (32, True)):
-            found = convolutions(trained(encoder), (2, size, size, 3))
-            self.assertEqual(found < whole, fewer)
+        large, small = (
+            convolutions(trained(encoder), (2, size, size, 3))
+            for size in (224, 32)
+        )
+        self.assertLess(small, large)
+        # Nor 1x1 at any size.
+        convolved = [
+            layer
+            for layer in encoder._flatten_layers()
+            if "Conv" in type(layer).__name__
+            and (layer.kernel_size != (1, 1) or layer.strides != (1, 1))
+        ]
+        self.assertLen(convolved, large)
 
     def test_a_teacher_too(self):
         keras.utils.set_random_seed(0)
