@@ -241,6 +241,9 @@ class NetworksTest(parameterized.TestCase):
             and (layer.kernel_size != (1, 1) or layer.strides != (1, 1))
         ]
         self.assertLen(convolved, large)
+        with mock.patch.object(precision, "accelerated", lambda: True):
+            found = convolutions(trained(encoder), (2, 224, 224, 3))
+        self.assertEqual(found > large, name == "mobilenet_v3_large")
 
     def test_a_teacher_too(self):
         keras.utils.set_random_seed(0)

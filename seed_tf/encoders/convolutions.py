@@ -11,6 +11,8 @@ take up to ten times as long as something else that gives the same:
   the gradients.
 - The gradients of depthwise convolutions: some of oneDNN's are kernels without
   vectors. TensorFlow's own, or float32 in place of bfloat16, are faster.
+
+The last two are for processors alone. Measured in docs/performance.md.
 """
 
 import keras
@@ -52,7 +54,12 @@ def convolution_in_training(layer, maps, kernel):
     Not for inference, where a convolution takes its bias and activation along.
     """
     sides = _sides(layer, maps)
-    if sides is None or layer.kernel_size != (1, 1) or layer.strides != (1, 1):
+    if (
+        sides is None
+        or layer.kernel_size != (1, 1)
+        or layer.strides != (1, 1)
+        or precision.accelerated()
+    ):
         return convolution(layer, maps, kernel)
     kernel = ops.convert_to_tensor(kernel)[0, 0]
     rows = tf.matmul(tf.reshape(maps, (-1, kernel.shape[0])), kernel)
