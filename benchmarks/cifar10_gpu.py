@@ -23,7 +23,7 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from benchmarks import cifar10
+from benchmarks import cifar10, hlo_step
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("write", None, "Folder for programs.")
@@ -65,23 +65,22 @@ def write(folder):
     import seed_tf
 
     folder.mkdir(parents=True)
-    # Nothing that only a processor gains by.
-    seed_tf.precision.accelerated = lambda: True
-    teacher, *others = runs()
-    trained = student_file(teacher).exists()
-    launcher = "distill" if trained else "pretrain"
-    chosen = [run for run in (teacher, *others) if run.launcher == launcher]
-    for run in chosen:
-        print(f"Writing {run.name} ...", flush=True)
-        keras.utils.set_random_seed(0)
-        keras.mixed_precision.set_global_policy("mixed_bfloat16")
-        model = build(
-            run,
-            seed_tf.checkpoints.load_teacher(student_file(teacher))
-            if trained
-            else None,
-        )
-        write_step(model, run, folder)
+    with hlo_step.for_accelerators():
+        teacher, *others = runs()
+        trained = student_file(teacher).exists()
+        launcher = "distill" if trained else "pretrain"
+        chosen = [run for run in (teacher, *others) if run.launcher == launcher]
+        for run in chosen:
+            print(f"Writing {run.name} ...", flush=True)
+            keras.utils.set_random_seed(0)
+            keras.mixed_precision.set_global_policy("mixed_bfloat16")
+            model = build(
+                run,
+                seed_tf.checkpoints.load_teacher(student_file(teacher))
+                if trained
+                else None,
+            )
+            write_step(model, run, folder)
 
 
 def build(run, teacher=None):
@@ -102,7 +101,6 @@ def build(run, teacher=None):
 def write_step(model, run, folder):
     import tensorflow as tf
 
-    from benchmarks import hlo_step
     from seed_tf import training
 
     encoder = getattr(model, "encoder", None) or model.student

@@ -16,10 +16,18 @@ inside, as they are in versions 0.10 and 0.11.
 """
 
 import re
+from unittest import mock
 
 import numpy as np
 
 _SAMPLE = 4096  # values from which more are drawn
+
+
+def for_accelerators():
+    """Within, steps are traced without what only a processor gains by."""
+    from seed_tf import precision
+
+    return mock.patch.object(precision, "accelerated", lambda: True)
 
 
 def redraw(variables):

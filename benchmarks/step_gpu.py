@@ -25,7 +25,7 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from benchmarks import timing
+from benchmarks import hlo_step, timing
 from benchmarks.cases import CASES, Case, model
 
 FLAGS = flags.FLAGS
@@ -77,45 +77,42 @@ def write_steps(folder):
     import seed_tf
     from seed_tf.training import cost
 
-    # Nothing that only a processor gains by.
-    seed_tf.precision.accelerated = lambda: True
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FLAGS.case:
-        case = CASES[name]._replace(
-            teacher=FLAGS.teacher,
-            queue_size=FLAGS.queue_size,
-            batch=FLAGS.batch,
-            size=FLAGS.size,
-        )
-        for precision in FLAGS.precision:
-            print(f"Writing {name}, {precision} ...", flush=True)
-            seed = model(
-                case,
-                precision,
-                views=seed_tf.views.moco_v2(case.size),
-                teacher_precision=precision.removeprefix("mixed_"),
+    with hlo_step.for_accelerators():
+        for name in FLAGS.case:
+            case = CASES[name]._replace(
+                teacher=FLAGS.teacher,
+                queue_size=FLAGS.queue_size,
+                batch=FLAGS.batch,
+                size=FLAGS.size,
             )
-            flops = cost.of_step(
-                seed, encoder=seed.student, batch_size=case.batch
-            ).flops
-            notes = {
-                "case": case._asdict(),
-                "precision": precision,
-                "source": FLAGS.source,
-                "flops": sum(flops.values()),
-                "losses": write_step(
-                    seed, case, folder / f"{name}.{precision}"
-                ),
-            }
-            path = folder / f"{name}.{precision}.json"
-            path.write_text(json.dumps(notes, indent=1) + "\n")
+            for precision in FLAGS.precision:
+                print(f"Writing {name}, {precision} ...", flush=True)
+                seed = model(
+                    case,
+                    precision,
+                    views=seed_tf.views.moco_v2(case.size),
+                    teacher_precision=precision.removeprefix("mixed_"),
+                )
+                flops = cost.of_step(
+                    seed, encoder=seed.student, batch_size=case.batch
+                ).flops
+                notes = {
+                    "case": case._asdict(),
+                    "precision": precision,
+                    "source": FLAGS.source,
+                    "flops": sum(flops.values()),
+                    "losses": write_step(
+                        seed, case, folder / f"{name}.{precision}"
+                    ),
+                }
+                path = folder / f"{name}.{precision}.json"
+                path.write_text(json.dumps(notes, indent=1) + "\n")
 
 
 def write_step(seed, case, stem):
     """Writes one step; returns the losses of the first `--losses` steps."""
     import tensorflow as tf
-
-    from benchmarks import hlo_step
 
     # So that files are small; times do not depend on it.
     hlo_step.redraw(seed.variables)
@@ -150,8 +147,6 @@ def work(stem=None, case=None, torch=None):
 
 def work_ours(stem):
     import jax
-
-    from benchmarks import hlo_step
 
     notes = json.loads(pathlib.Path(f"{stem}.json").read_text())
     program = hlo_step.Program(stem)

@@ -214,6 +214,7 @@ class Cifar10GPUTest(absltest.TestCase):
 
         def write_step(model, *others):
             written.append(model)
+            self.assertTrue(seed_tf.precision.accelerated())
             return self.write_step(model, *others)
 
         self.write_step = cifar10_gpu.write_step
@@ -231,6 +232,7 @@ class Cifar10GPUTest(absltest.TestCase):
             ]
             with mock.patch.object(cifar10_gpu, "runs", lambda: of_one):
                 cifar10_gpu.write(folder / "programs")
+                self.assertFalse(seed_tf.precision.accelerated())
                 for run in of_one:
                     self.train(folder, run.name)
                 cifar10_gpu.read(folder / "trained")
