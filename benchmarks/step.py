@@ -78,6 +78,12 @@ TORCH = {
         "autocast": True,
         "compile": True,
     },
+    "PyTorch autocast bfloat16, teacher folded": {
+        **_FAST,
+        "autocast": True,
+        "teacher": "bfloat16",
+        "fold": True,
+    },
     "PyTorch, teacher bfloat16": {**_FAST, "teacher": "bfloat16"},
     "PyTorch, teacher bfloat16 and folded": {
         **_FAST,
