@@ -53,21 +53,29 @@ def convolutions(function, maps):
     return sum("Conv" in node.op for node in nodes)
 
 
-def paddings_of_gradient(layer, maps):
-    """Of the operations that give a depthwise kernel its gradient, a set."""
+def depthwise_gradients(layer, maps):
+    """Attributes of the operations that give them, by "Input", "Filter"."""
 
     def gradient(x):
         with tf.GradientTape() as tape:
+            tape.watch(x)
             y = layer(x, training=True)
-        return tape.gradient(y, layer.trainable_weights)
+        return tape.gradient(y, [x, *layer.trainable_weights])
 
-    spec = tf.TensorSpec(maps, "float32")
+    spec = tf.TensorSpec(maps, layer.compute_dtype)
     graph = tf.function(gradient).get_concrete_function(spec).graph
+    name = "DepthwiseConv2dNativeBackprop"
     return {
-        node.attr["padding"].s.decode()
+        node.op.removeprefix(name): node.attr
         for node in graph.as_graph_def().node
-        if node.op == "DepthwiseConv2dNativeBackpropFilter"
+        if node.op.startswith(name)
     }
+
+
+def paddings_of_gradient(layer, maps):
+    """Of the operation that gives a depthwise kernel its gradient, a set."""
+    attributes = depthwise_gradients(layer, maps)["Filter"]
+    return {attributes["padding"].s.decode()}
 
 
 def trained(layer):
@@ -184,6 +192,18 @@ class LayersTest(parameterized.TestCase):
         )
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(tf.cast(a, "float64"), b)
+        computed_in = {
+            name: tf.as_dtype(attributes["T"].type).name
+            for name, attributes in depthwise_gradients(layers[0], maps).items()
+        }
+        slow = {
+            "Input": options["strides"] > 1,
+            "Filter": options["kernel_size"] > 3,
+        }
+        self.assertEqual(
+            computed_in,
+            {k: "float32" if v else "bfloat16" for k, v in slow.items()},
+        )
 
     @parameterized.parameters(
         ((1, 1), {"kernel_size": 3, "padding": "same"}),

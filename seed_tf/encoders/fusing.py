@@ -18,10 +18,9 @@ def fuse(model, groups=1):
     """Lets a network train by fewer and faster kernels.
 
     BatchNorm goes through TensorFlow's fused kernel, where Keras computes
-    moments, normalisation and their gradients one by one; the activations are
-    compiled by XLA, each to one kernel forward and one back; and convolutions
-    take faster ways, see `convolutions`. The layers stay what they
-    are, to their weights, to `get_config` and to files; outputs, gradients and
+    moments, normalisation and their gradients one by one; activations have one
+    kernel forward and one back, compiled by XLA; convolutions and, in bfloat16,
+    averages over maps take faster ways. The layers stay what they are, to their weights, to `get_config` and to files; outputs, gradients and
     running statistics are the same up to rounding. Layers that a kernel cannot
     stand in for (synchronised, masked, of other axes or ranks, subclasses that
     compute something else) run as before, and so does inference.
