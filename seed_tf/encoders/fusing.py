@@ -20,10 +20,11 @@ def fuse(model, groups=1):
     BatchNorm goes through TensorFlow's fused kernel, where Keras computes
     moments, normalisation and their gradients one by one; activations have one
     kernel forward and one back, compiled by XLA; convolutions and, in bfloat16,
-    averages over maps take faster ways. The layers stay what they are, to their weights, to `get_config` and to files; outputs, gradients and
-    running statistics are the same up to rounding. Layers that a kernel cannot
-    stand in for (synchronised, masked, of other axes or ranks, subclasses that
-    compute something else) run as before, and so does inference.
+    averages over maps take faster ways. The layers stay what they are, to their
+    weights, to `get_config` and to files; outputs, gradients and running
+    statistics are the same up to rounding. Layers that a kernel cannot stand in
+    for (synchronised, masked, of other axes or ranks, subclasses that compute
+    something else) run as before, and so does inference.
 
     Args:
         model: keras.Model, changed in place.
