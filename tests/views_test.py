@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from PIL import Image, ImageEnhance
 
-from seed_tf import stateless, views
+from seed_tf import precision, stateless, views
 from seed_tf.two_tower import TwoTower
 from seed_tf.views import pipelines
 
@@ -272,8 +272,17 @@ class ColorJitterTest(LayerTest):
         unchanged = np.all(out == images, axis=(1, 2, 3))
         np.testing.assert_array_equal(unchanged, drawn["order"][:64] == 24)
 
-    @parameterized.product(order=tuple(range(24)), single=(False, True))
-    def test_equals_the_formulas_in_every_order(self, order, single):
+    @parameterized.product(
+        order=tuple(range(24)),
+        single=(False, True),
+        accelerated=(False, True),
+    )
+    def test_equals_the_formulas_in_every_order(
+        self, order, single, accelerated
+    ):
+        self.enter_context(
+            mock.patch.object(precision, "accelerated", lambda: accelerated)
+        )
         layer = views.ColorJitter(0.4, 0.4, 0.4, 0.1)
         n = 1 if single else 2
         images = random_images(n, 12, 10, seed=order)
@@ -297,6 +306,22 @@ class ColorJitterTest(LayerTest):
                 turns[i],
             )
             np.testing.assert_allclose(out[i], expected, atol=0.01)
+
+    @parameterized.parameters(False, True)
+    def test_products_are_for_processors(self, accelerated):
+        drawn = {
+            "factors": tf.ones([2, 3]),
+            "hue": tf.zeros([2]),
+            "order": tf.zeros([2], tf.int32),
+        }
+        jitter = functools.partial(
+            views.ColorJitter(0.4).augment_images, transformations=drawn
+        )
+        spec = tf.TensorSpec([2, 8, 8, 3])
+        with mock.patch.object(precision, "accelerated", lambda: accelerated):
+            graph = tf.function(jitter).get_concrete_function(spec).graph
+        products = [x for x in graph.get_operations() if "MatMul" in x.type]
+        self.assertEqual(bool(products), not accelerated)
 
     @parameterized.product(name=NAMES, factor=(0.6, 1.0, 1.4))
     def test_equals_pil(self, name, factor):
@@ -568,6 +593,10 @@ class PipelinesTest(LayerTest):
             "tf.data, single images": next(iter(inputs.map(see).batch(6))),
             "another batch": view(images[::-1], seeds=keys[::-1])[::-1],
         }
+        with mock.patch.object(precision, "accelerated", lambda: True):
+            ways["on an accelerator"] = tf.function(see, jit_compile=True)(
+                images, keys
+            )
         for way, result in ways.items():
             np.testing.assert_allclose(result, expected, atol=SAME, err_msg=way)
 

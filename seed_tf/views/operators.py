@@ -7,6 +7,8 @@ import math
 
 import tensorflow as tf
 
+from seed_tf import precision
+
 # ITU-R 601 luma, with the decimals that torchvision and TensorFlow use.
 LUMA = (0.2989, 0.587, 0.114)
 
@@ -64,14 +66,23 @@ def blend(images, operation, factors):
     rest = 1.0 - factor
     shape = tf.shape(images)
     pixels = tf.reshape(images, [shape[0], -1, 3])
-    grey = tf.tile(tf.constant(LUMA)[:, None], [1, 3])
-
-    # A 3x3 matrix per image is one pass over memory, whatever the operation.
     contrast = tf.where(operation == CONTRAST, rest, 0.0)[:, None, None]
     saturation = tf.where(operation == SATURATION, rest, 0.0)[:, None, None]
-    matrix = factor[:, None, None] * tf.eye(3) + saturation * grey
-    mean = tf.reduce_mean(pixels, 1, keepdims=True) @ grey
-    pixels = tf.clip_by_value(pixels @ matrix + contrast * mean, 0.0, 255.0)
+    factor = factor[:, None, None]
+
+    if precision.accelerated():
+        # XLA makes one pass of elementwise operations, and reduces rows fast.
+        luma = pixels * tf.constant(LUMA)
+        grey = tf.reduce_sum(luma, 2, keepdims=True)
+        mean = tf.reduce_sum(luma, [1, 2], keepdims=True)
+        mean /= tf.cast(tf.shape(pixels)[1], tf.float32)
+        pixels = factor * pixels + saturation * grey
+    else:
+        # A 3x3 matrix per image is one pass, whatever the operation.
+        grey = tf.tile(tf.constant(LUMA)[:, None], [1, 3])
+        mean = tf.reduce_mean(pixels, 1, keepdims=True) @ grey
+        pixels = pixels @ (factor * tf.eye(3) + saturation * grey)
+    pixels = tf.clip_by_value(pixels + contrast * mean, 0.0, 255.0)
     return tf.ensure_shape(tf.reshape(pixels, shape), images.shape)
 
 
