@@ -243,6 +243,84 @@ class LayersTest(parameterized.TestCase):
         self.assertEqual(convolutions(trained(layer), maps), 0)
 
 
+class BlocksTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(
+            mock.patch.object(precision, "accelerated", lambda: True)
+        )
+
+    def widths(self, layer, maps):
+        """Channels that convolutions see, a list."""
+        spec = tf.TensorSpec(maps, layer.compute_dtype)
+        function = tf.function(trained(layer)).get_concrete_function(spec)
+        return [
+            operation.inputs[1].shape[2]
+            for operation in function.graph.get_operations()
+            if operation.type == "Conv2D"
+        ]
+
+    @parameterized.product(
+        kernel_size=[3, 4, 7],
+        padding=["same", "valid"],
+        sides=[(16, 16), (15, 18), (9, 7)],
+    )
+    def test_of_images(self, sides, **options):
+        maps = 2, *sides, 3
+        options = {"filters": FILTERS, "strides": 2, **options}
+        fused, plain = pair(keras.layers.Conv2D, maps, **options)
+        rng = np.random.default_rng(1)
+        x = rng.normal(size=maps)
+        upstream = rng.normal(size=plain(x).shape)
+        found = outputs_and_gradients(fused, x, upstream)
+        expected = outputs_and_gradients(plain, x, upstream)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        self.assertEqual(self.widths(fused, maps), [4 * 3])
+
+    @parameterized.parameters((3, 16), (1, 8))
+    def test_whole_lanes_in_16_bits(self, width, expected):
+        layer = build(
+            keras.layers.Conv2D, "mixed_bfloat16", kernel_size=7, strides=2
+        )
+        layer.build((None, None, None, width))
+        fuse(keras.Sequential([layer]))
+        self.assertEqual(self.widths(layer, (2, 32, 32, width)), [expected])
+
+    @parameterized.parameters(
+        (3, {"kernel_size": 3}),
+        (3, {"kernel_size": 2, "strides": 2}),
+        (3, {"kernel_size": 5, "strides": 3}),
+        (3, {"kernel_size": (3, 5), "strides": 2}),
+        (8, {"kernel_size": 3, "strides": 2}),
+    )
+    def test_others_stay(self, width, options):
+        layer = build(keras.layers.Conv2D, **options)
+        layer.build((None, None, None, width))
+        fuse(keras.Sequential([layer]))
+        self.assertEqual(self.widths(layer, (2, 16, 16, width)), [width])
+
+    def test_images_of_unknown_size(self):
+        layer = build(keras.layers.Conv2D, kernel_size=3, strides=2)
+        layer.build((None, None, None, 3))
+        fuse(keras.Sequential([layer]))
+        self.assertEqual(self.widths(layer, (2, None, None, 3)), [3])
+
+    def test_of_a_teacher(self):
+        keras.utils.set_random_seed(0)
+        encoder = seed_tf.Encoder("efficientnet_b0")
+        frozen = Frozen(encoder)
+        images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
+        images = images.astype("float32")
+        np.testing.assert_allclose(
+            frozen(images), encoder(images), rtol=1e-4, atol=1e-4
+        )
+        spec = tf.TensorSpec(images.shape)
+        graph = tf.function(frozen).get_concrete_function(spec).graph
+        first = [x for x in graph.get_operations() if x.type == "Conv2D"][0]
+        self.assertEqual(first.inputs[1].shape, (2, 2, 12, 32))
+
+
 class NetworksTest(parameterized.TestCase):
     @parameterized.parameters("resnet18", "mobilenet_v3_large")
     def test_less_is_convolved_of_small_images(self, name):

@@ -269,6 +269,78 @@ class AverageTest(parameterized.TestCase):
             self.assertFalse(pools((2, 4, 4, 3)))
 
 
+class MaximumTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(
+            mock.patch.object(precision, "accelerated", lambda: True)
+        )
+
+    def layer(self, *args, **options):
+        layer = keras.layers.MaxPooling2D(*args, **options)
+        fuse(keras.Sequential([layer]))
+        return layer
+
+    @parameterized.product(
+        size=[2, 3, 5],
+        strides=[1, 2, 3],
+        sides=[(8, 8), (9, 6), (7, 12)],
+        dtype=["float32", "mixed_bfloat16"],
+    )
+    def test_gradient(self, size, strides, sides, dtype):
+        rng = np.random.default_rng(0)
+        # Much is equal: the first of a window gets its gradient.
+        x = rng.integers(-3, 4, (3, *sides, 4)) / 1.0
+        layer = self.layer(size, strides, dtype=dtype)
+        y, gradient = train_step(
+            layer, x, upstream := rng.integers(-8, 8, layer(x).shape) / 1.0
+        )
+        expected = np.zeros(x.shape)
+        for place in np.ndindex(y.shape):
+            b, i, j, c = place
+            i, j = strides * i, strides * j
+            window = x[b, i : i + size, j : j + size, c]
+            self.assertEqual(y[place], window.max())
+            u, v = np.unravel_index(window.argmax(), window.shape)
+            expected[b, i + u, j + v, c] += upstream[place]
+        np.testing.assert_array_equal(gradient, expected)
+
+    def test_where(self):
+        def is_ours(maps, *args, training=True, **options):
+            layer = self.layer(*args, **options)
+
+            def gradient(x):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y = layer(x, training=training)
+                return tape.gradient(y, x)
+
+            return "MaxPoolGrad" not in operations(
+                gradient, tf.TensorSpec(maps)
+            )
+
+        self.assertTrue(is_ours((None, 8, 8, 3), 3, 2))
+        self.assertFalse(is_ours((2, None, None, 3), 3, 2))
+        self.assertFalse(is_ours((2, 8, 8, 3), 3, 2, "same"))
+        self.assertFalse(is_ours((2, 8, 8, 3), (2, 3)))
+        self.assertFalse(is_ours((2, 8, 8, 3), 3, 2, training=False))
+        with mock.patch.object(precision, "accelerated", lambda: False):
+            self.assertFalse(is_ours((2, 8, 8, 3), 3, 2))
+
+    def test_compiled_by_xla(self):
+        layer = self.layer(3, 2)
+        x = np.random.default_rng(0).normal(size=(2, 9, 9, 4))
+        upstream = np.ones((2, 4, 4, 4))
+        compiled = tf.function(
+            lambda x: tf.gradients(layer(x, training=True), x)[0],
+            jit_compile=True,
+        )
+        np.testing.assert_allclose(
+            compiled(tf.constant(x, "float32")),
+            train_step(layer, x, upstream)[1],
+        )
+
+
 class ModelTest(absltest.TestCase):
     def test_the_file_is_that_of_a_plain_model(self):
         def build():

@@ -1,7 +1,7 @@
 """Faster ways to the same convolutions.
 
-A processor's convolutions and their gradients are slow in places, where they
-take up to ten times as long as something else that gives the same:
+Convolutions and their gradients are slow in places, where they take up to ten
+times as long as something else that gives the same:
 
 - Convolutions to maps of one or two pixels a side. The last stages of a network
   for 224 pixels see such maps of images of 32; most taps of a kernel then meet
@@ -11,8 +11,11 @@ take up to ten times as long as something else that gives the same:
   the gradients.
 - The gradients of depthwise convolutions: some of oneDNN's are kernels without
   vectors. TensorFlow's own, or float32 in place of bfloat16, are faster.
+- Strided convolutions of images, whose three channels fill few lanes of a
+  GPU's or a TPU's matrix units. Blocks of pixels as channels fill more.
 
-The last two are for processors alone. Measured in docs/performance.md.
+The second and third are for processors alone, the last for accelerators.
+Measured in docs/performance.md.
 """
 
 import keras
@@ -23,6 +26,7 @@ from keras import ops
 from seed_tf import precision
 
 _LARGEST = 2  # pixels a side
+_LANES = 16  # bytes that matrix units take at a time
 
 
 def convolution(layer, maps, kernel):
@@ -31,12 +35,16 @@ def convolution(layer, maps, kernel):
     Args:
         layer: keras.layers.Conv2D.
         maps: `[B, h, w, C]`. A matrix product stands in where its static
-            shape leads to a map of at most two pixels a side.
+            shape leads to a map of at most two pixels a side, a convolution
+            of blocks where these are images and an accelerator strides.
         kernel: `[k, k, C, D]`.
 
     Returns:
         `[B, h', w', D]`.
     """
+    if _sees_images(layer, maps) and precision.accelerated():
+        kernel = ops.convert_to_tensor(kernel)
+        return _of_blocks(maps, kernel, _padding(layer, maps))
     sides = _sides(layer, maps)
     if sides is None or max(sides) > _LARGEST:
         return keras.layers.Conv2D.convolution_op(layer, maps, kernel)
@@ -135,6 +143,43 @@ def _padding(layer, maps):
         for side in maps.shape[1:3]
     ]
     return [[count // 2, count - count // 2] for count in missing]
+
+
+def _sees_images(layer, maps):
+    """Whether it is a network's first, of stride 2, by its channels."""
+    return (
+        _padding(layer, maps) is not None
+        and layer.groups == 1
+        and layer.strides == (2, 2)
+        and layer.kernel_size[0] > 2
+        and maps.shape[-1] * maps.dtype.size < _LANES
+    )
+
+
+def _of_blocks(maps, kernel, padding):
+    """Blocks of 2x2 pixels are channels, and the stride is 1.
+
+    The same sums, of the same products and of some with zeros.
+    """
+    size, _, width, filters = kernel.shape
+    taps = -(-size // 2)  # blocks that a kernel touches
+    # Whole lanes, or cuDNN would copy all to widen it.
+    spare = -width % max(1, _LANES // maps.dtype.size // 4)
+    pads, ends = [], []
+    for side, (before, after) in zip(maps.shape[1:3], padding, strict=True):
+        pixels = (side + before + after - size) // 2 + 1
+        end = 2 * (pixels - 1 + taps) - before
+        pads.append([before, max(end - side, 0)])
+        ends.append(min(end, side))
+    maps = maps[:, : ends[0], : ends[1]]
+    maps = tf.pad(maps, [[0, 0], *pads, [0, spare]])
+    rest = [0, 2 * taps - size]
+    kernel = tf.pad(kernel, [rest, rest, [0, spare], [0, 0]])
+    width += spare
+    kernel = tf.reshape(kernel, (taps, 2, taps, 2, width, filters))
+    kernel = tf.transpose(kernel, (0, 2, 1, 3, 4, 5))
+    kernel = tf.reshape(kernel, (taps, taps, 4 * width, filters))
+    return tf.nn.conv2d(tf.nn.space_to_depth(maps, 2), kernel, 1, "VALID")
 
 
 def _of_whole_maps(maps, kernel):

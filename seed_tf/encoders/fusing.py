@@ -6,6 +6,7 @@ Each operation reads and writes whole feature maps, and that is what it costs.
 import types
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from seed_tf import precision
@@ -52,6 +53,8 @@ def fuse(model, groups=1):
             layer.call = types.MethodType(_depthwise_convolution, layer)
         elif type(layer) is keras.layers.GlobalAveragePooling2D:
             layer.call = types.MethodType(_average, layer)
+        elif type(layer) is keras.layers.MaxPooling2D:
+            layer.call = types.MethodType(_maximum, layer)
         if groups > 1 and isinstance(layer, _BATCH_NORM):
             layer.call = _in_groups(layer.call, groups)
 
@@ -108,6 +111,87 @@ def _average(self, inputs):
     # Keras writes the whole map in float32, and again for the gradient.
     means = tf.nn.avg_pool2d(inputs, sides, 1, "VALID")
     return means if self.keepdims else means[:, 0, 0]
+
+
+def _maximum(self, inputs):
+    if (
+        not _in_training(self)
+        or self.data_format != "channels_last"
+        or self.padding != "valid"
+        or None in inputs.shape[1:3]
+        or len({*self.pool_size}) > 1
+        or len({*self.strides}) > 1
+        or not precision.accelerated()
+    ):
+        return keras.layers.MaxPooling2D.call(self, inputs)
+    return _max_pool(inputs, self.pool_size[0], self.strides[0])
+
+
+def _max_pool(maps, size, stride):
+    """`tf.nn.max_pool2d` with a gradient in one pass.
+
+    XLA's own gradient on GPUs, a scatter, takes several times as long.
+    """
+    sides = maps.shape[1:3]
+    pixels = [(side - size) // stride + 1 for side in sides]
+    blocks = [-(-side // stride) for side in sides]
+    reach = -(-size // stride)  # windows that see a pixel, along an axis
+
+    @tf.custom_gradient
+    def pool(maps):
+        largest = tf.nn.max_pool2d(maps, size, stride, "VALID")
+
+        def gradient(upstream):
+            tap = tf.fill(tf.shape(largest), tf.constant(-1, tf.int8))
+            # Of equal ones the first, as TensorFlow's kernels have it.
+            for k in reversed(range(size**2)):
+                rows, columns = (
+                    slice(start, start + stride * (count - 1) + 1, stride)
+                    for start, count in zip(
+                        divmod(k, size), pixels, strict=True
+                    )
+                )
+                found = maps[:, rows, columns] == largest
+                tap = tf.where(found, tf.constant(k, tf.int8), tap)
+            edge = [
+                [reach - 1, max(block - count, 0)]
+                for block, count in zip(blocks, pixels, strict=True)
+            ]
+            edge = [[0, 0], *edge, [0, 0]]
+            tap = tf.pad(tap, edge, constant_values=-1)
+            upstream = tf.pad(upstream, edge)
+            total = 0.0
+            for back in np.ndindex(reach, reach):
+
+                def seen(tensor, back=back):
+                    rows, columns = (
+                        slice(reach - 1 - m, reach - 1 - m + block)
+                        for m, block in zip(back, blocks, strict=True)
+                    )
+                    return tensor[:, rows, None, columns, None]
+
+                chosen = seen(tap) == _taps(size, stride, back)
+                value = tf.cast(seen(upstream), tf.float32)
+                total += tf.where(chosen, value, 0.0)
+            shape = -1, *(stride * block for block in blocks), maps.shape[3]
+            total = tf.reshape(tf.cast(total, maps.dtype), shape)
+            return total[:, : sides[0], : sides[1]]
+
+        return largest, gradient
+
+    return pool(maps)
+
+
+def _taps(size, stride, back):
+    """Which tap of the window `back` before sees each pixel of a block.
+
+    Returns:
+        int8 `[1, 1, stride, 1, stride, 1]`, -2 where none does.
+    """
+    rows, columns = (np.arange(stride) + stride * m for m in back)
+    taps = size * rows[:, None] + columns
+    taps[(rows[:, None] >= size) | (columns >= size)] = -2
+    return tf.constant(taps[None, None, :, None, :, None], tf.int8)
 
 
 def _kernel(value, derivative):
