@@ -1,26 +1,35 @@
 """Our step on a GPU machine that has JAX and PyTorch but no TensorFlow.
 
     python -m benchmarks.step_gpu --write=folder       # where TensorFlow is
-    python -m benchmarks.step_gpu --run=folder         # where the GPU is
+    python -m benchmarks.step_gpu --profile=folder     # where the GPU is
+    python -m benchmarks.step_gpu --run=folder
 
 The first writes whole training steps as XLA programs (`benchmarks.hlo_step`):
-views, both towers, loss, queue, optimiser; the second runs them in turns with
-the authors' algorithm in PyTorch (`benchmarks.torch_seed`), which gets views
-ready in the GPU's memory. All cases given are started at once and share that
-memory: give them one by one where it is small. It needs of this repository
-`benchmarks` and `tests/torch_layouts.py`. Cases as in `benchmarks.step`, batch
-256, 224 px. "float32" means TF32 products on both sides, as both frameworks'
-compilers choose.
+views, both towers, loss, queue, optimiser. The second runs each alone and tells
+the kernels that take longest. The third runs them in turns with the authors'
+algorithm in PyTorch (`benchmarks.torch_seed`), which gets views ready in the
+GPU's memory. The contenders of a case are compiled at once and share that
+memory: on a GPU of 80 GB give case d one `--precision` at a time. Needed of
+this repository are `benchmarks` and `tests/torch_layouts.py`. Cases as in
+`benchmarks.step`, batch 256, 224 px. "float32" means TF32 products on both
+sides, as both frameworks' compilers choose.
 
-Allow five minutes for a case. On an H200 with 16 processor cores, five
-contenders at once, PyTorch's were ready after 70 seconds, and ours still being
-compiled by XLA after 105, when it was stopped: ours has no times yet.
+Most of the time goes to XLA's trials of kernels, up to two minutes a program,
+which are better made without others at work. XLA keeps their results:
+
+    XLA_FLAGS=--xla_gpu_dump_autotune_results_to=tuned.txt \
+        python -m benchmarks.step_gpu --profile=folder
+    XLA_FLAGS=--xla_gpu_load_autotune_results_from=tuned.txt \
+        python -m benchmarks.step_gpu --run=folder
 """
 
+import collections
 import contextlib
 import json
 import os
 import pathlib
+import tempfile
+import time
 
 import numpy as np
 from absl import app, flags
@@ -30,7 +39,8 @@ from benchmarks.cases import CASES, Case, model
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("write", None, "Folder to write programs to.")
-flags.DEFINE_string("run", None, "Folder with programs to run.")
+flags.DEFINE_string("profile", None, "Folder with programs to run alone.")
+flags.DEFINE_string("run", None, "Folder with programs to compare.")
 flags.DEFINE_multi_enum("case", ["a", "b", "d"], list(CASES), "Which steps.")
 flags.DEFINE_multi_enum(
     "precision",
@@ -46,24 +56,27 @@ flags.DEFINE_integer("source", 256, "Pixels of the images before.", 1)
 flags.DEFINE_integer(
     "losses", 0, "Steps to run here as well, whose losses --run compares."
 )
-flags.DEFINE_integer("rounds", 8, "Turns of each contender.", 1)
+flags.DEFINE_integer("rounds", 6, "Turns of each contender.", 1)
 flags.DEFINE_integer("steps", 10, "Steps in a turn.", 1)
 flags.DEFINE_integer("warm_up", 5, "Steps before the first round.", 1)
 flags.DEFINE_string("output", None, "Where to write .json and .md, a stem.")
 flags.DEFINE_string("worker", None, "Internal: a contender, as JSON.")
 
+_FAST = {"channels_last": True, "fused": True}
 TORCH = {
-    "PyTorch float32": {"channels_last": True, "fused": True},
-    "PyTorch autocast bfloat16": {
-        "channels_last": True,
-        "fused": True,
-        "autocast": True,
-    },
+    "PyTorch float32": _FAST,
+    "PyTorch autocast bfloat16": {**_FAST, "autocast": True},
     "PyTorch autocast bfloat16, torch.compile": {
-        "channels_last": True,
-        "fused": True,
+        **_FAST,
         "autocast": True,
         "compile": True,
+    },
+    "PyTorch autocast bfloat16, torch.compile, teacher folded": {
+        **_FAST,
+        "autocast": True,
+        "compile": True,
+        "teacher": "bfloat16",
+        "fold": True,
     },
 }
 # JAX would take most of the GPU's memory for itself.
@@ -78,36 +91,35 @@ def write_steps(folder):
     from seed_tf.training import cost
 
     folder.mkdir(parents=True, exist_ok=True)
-    with hlo_step.for_accelerators():
-        for name in FLAGS.case:
-            case = CASES[name]._replace(
-                teacher=FLAGS.teacher,
-                queue_size=FLAGS.queue_size,
-                batch=FLAGS.batch,
-                size=FLAGS.size,
+    for name in FLAGS.case:
+        case = CASES[name]._replace(
+            teacher=FLAGS.teacher,
+            queue_size=FLAGS.queue_size,
+            batch=FLAGS.batch,
+            size=FLAGS.size,
+        )
+        for precision in FLAGS.precision:
+            print(f"Writing {name}, {precision} ...", flush=True)
+            seed = model(
+                case,
+                precision,
+                views=seed_tf.views.moco_v2(case.size),
+                teacher_precision=precision.removeprefix("mixed_"),
             )
-            for precision in FLAGS.precision:
-                print(f"Writing {name}, {precision} ...", flush=True)
-                seed = model(
-                    case,
-                    precision,
-                    views=seed_tf.views.moco_v2(case.size),
-                    teacher_precision=precision.removeprefix("mixed_"),
-                )
-                flops = cost.of_step(
-                    seed, encoder=seed.student, batch_size=case.batch
-                ).flops
-                notes = {
-                    "case": case._asdict(),
-                    "precision": precision,
-                    "source": FLAGS.source,
-                    "flops": sum(flops.values()),
-                    "losses": write_step(
-                        seed, case, folder / f"{name}.{precision}"
-                    ),
-                }
-                path = folder / f"{name}.{precision}.json"
-                path.write_text(json.dumps(notes, indent=1) + "\n")
+            flops = cost.of_step(
+                seed, encoder=seed.student, batch_size=case.batch
+            ).flops
+            notes = {
+                "case": case._asdict(),
+                "precision": precision,
+                "source": FLAGS.source,
+                "flops": sum(flops.values()),
+                "losses": write_step(
+                    seed, case, folder / f"{name}.{precision}"
+                ),
+            }
+            path = folder / f"{name}.{precision}.json"
+            path.write_text(json.dumps(notes, indent=1) + "\n")
 
 
 def write_step(seed, case, stem):
@@ -124,8 +136,9 @@ def write_step(seed, case, stem):
 
     images = tf.constant(source_images(case.batch, FLAGS.source))
     compiled = tf.function(step, jit_compile=True, autograph=False)
-    hlo_step.write(compiled, [images], stem)
-    run = tf.function(step)
+    with hlo_step.for_accelerators():
+        hlo_step.write(compiled, [images], stem)
+    run = tf.function(step)  # a processor's way
     # The running mean that is logged.
     return [float(run(images)) for _ in range(FLAGS.losses)]
 
@@ -146,27 +159,38 @@ def work(stem=None, case=None, torch=None):
 
 
 def work_ours(stem):
+    notes, step, device = load(stem)
+    expected = iter(notes["losses"])
+
+    def checked():
+        loss = step()
+        value = next(expected, None)
+        if value is not None:
+            np.testing.assert_allclose(loss, value, rtol=0.02)
+
+    timing.Turns(lambda: peak_mb(device)).repeat(checked)
+
+
+def load(stem):
+    """A program's notes, a function that runs one step, JAX's device."""
     import jax
 
     notes = json.loads(pathlib.Path(f"{stem}.json").read_text())
     program = hlo_step.Program(stem)
     device = jax.devices()[0]
-    batch = notes["case"]["batch"]
-    images = jax.device_put(source_images(batch, notes["source"]), device)
-    expected = iter(notes["losses"])
+    images = source_images(notes["case"]["batch"], notes["source"])
+    images = jax.device_put(images, device)
 
     def step():
         (loss,) = program(images)
-        loss.block_until_ready()
-        value = next(expected, None)
-        if value is not None:
-            np.testing.assert_allclose(float(loss), value, rtol=0.02)
+        return float(loss)  # which waits for it
 
-    def peak():
-        statistics = device.memory_stats() or {}
-        return statistics.get("peak_bytes_in_use", 0) / 2**20
+    return notes, step, device
 
-    timing.Turns(peak).repeat(step)
+
+def peak_mb(device):
+    statistics = device.memory_stats() or {}
+    return statistics.get("peak_bytes_in_use", 0) / 2**20
 
 
 def work_torch(case, options):
@@ -189,20 +213,95 @@ def work_torch(case, options):
     images = torch_seed.normalised(source_images(case.batch, case.size))
     images = step.put(images)
 
+    # Without what cuDNN's trials of kernels took, in the first of them.
+    for _ in range(2):
+        step(images)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
     def peak():
         if device == "cpu":
             return timing.peak_mb()
-        return torch.cuda.max_memory_reserved() / 2**20
+        return torch.cuda.max_memory_allocated() / 2**20
 
     timing.Turns(peak).repeat(lambda: step(images))
 
 
-def peak_rates():
-    """FLOP/s that large matrix products reach, by precision; or nothing."""
-    import torch
+def profile(folder):
+    """Runs each program alone; prints its time and its longest kernels."""
+    results = {}
+    for name in FLAGS.case:
+        for precision in FLAGS.precision:
+            start = time.perf_counter()
+            notes, step, device = load(folder / f"{name}.{precision}")
+            for _ in range(FLAGS.warm_up):
+                step()
+            ready = time.perf_counter()
+            for _ in range(FLAGS.steps):
+                step()
+            seconds = (time.perf_counter() - ready) / FLAGS.steps
+            kernels, table = kernels_of(step), ""
+            if kernels:
+                total = sum(kernel["us"] for kernel in kernels)
+                table = f"; kernels {total / 1000:.1f} ms\n\n"
+                table += timing.markdown(kernels[:20])
+            print(
+                f"\n## {name}, {precision}, {device.device_kind}: "
+                f"{1000 * seconds:.1f} ms, "
+                f"{notes['case']['batch'] / seconds:,.0f} images/s, ready "
+                f"after {ready - start:.0f} s{table}",
+                flush=True,
+            )
+            results[f"{name}.{precision}"] = {
+                "ms": 1000 * seconds,
+                "kernels": kernels,
+            }
+            if FLAGS.output:
+                timing.write(FLAGS.output, results, "")
 
+
+def kernels_of(step, steps=3):
+    """Microseconds of a step by GPU kernel, the longest first."""
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                step()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(path))
+    spent, calls = collections.Counter(), collections.Counter()
+    for plane in data.planes:
+        if "GPU" not in plane.name:
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):
+                continue
+            for event in line.events:
+                # Within a CUDA graph that is the graph's name, not the op's.
+                op = dict(event.stats).get("hlo_op", "")
+                key = event.name[:60], op
+                spent[key] += event.duration_ns
+                calls[key] += 1
+    return [
+        {
+            "kernel": kernel,
+            "of": op,
+            "calls": calls[kernel, op] / steps,
+            "us": round(ns / steps / 1000, 1),
+        }
+        for (kernel, op), ns in spent.most_common()
+    ]
+
+
+def gpu():
+    """Its name; and FLOP/s of large matrix products on it, by precision."""
+    try:
+        import torch
+    except ImportError:
+        return "none", {}
     if not torch.cuda.is_available():
-        return {}
+        return "none", {}
     torch.backends.cuda.matmul.allow_tf32 = True
     rates = {}
     for precision, dtype in (
@@ -219,7 +318,7 @@ def peak_rates():
             end.synchronize()
         seconds = begin.elapsed_time(end) / 1000 / count
         rates[precision] = 2 * 8192**3 / seconds
-    return rates
+    return torch.cuda.get_device_name(), rates
 
 
 def contenders(name, folder):
@@ -236,11 +335,16 @@ def contenders(name, folder):
     workers = {
         label: worker(case=list(case.values()), torch=options)
         for label, options in TORCH.items()
+        if precision_of(label) in notes
     }
     for precision in notes:
         stem = str(folder / f"{name}.{precision}")
         workers[f"seed_tf, {precision}"] = worker(stem=stem)
     return notes, workers
+
+
+def precision_of(label):
+    return "mixed_bfloat16" if "bfloat16" in label else "float32"
 
 
 def compare(notes, workers, rates):
@@ -255,8 +359,8 @@ def compare(notes, workers, rates):
     flops = next(iter(notes.values()))["flops"]
     rows = []
     for label in sorted(seconds, key=seconds.get, reverse=True):
-        half = "mixed_bfloat16" if "bfloat16" in label else "float32"
-        share = flops / seconds[label] / rates[half] if half in rates else None
+        rate = rates.get(precision_of(label))
+        share = flops / seconds[label] / rate if rate else None
         ratio = ratios.get(label)
         rows.append(
             {
@@ -276,49 +380,36 @@ def main(_):
         work(**json.loads(FLAGS.worker))
     elif FLAGS.write:
         write_steps(pathlib.Path(FLAGS.write))
+    elif FLAGS.profile:
+        profile(pathlib.Path(FLAGS.profile))
     elif FLAGS.run:
         run(pathlib.Path(FLAGS.run))
     else:
-        raise app.UsageError("Say --write=folder or --run=folder.")
+        raise app.UsageError("Say --write, --profile or --run, =folder.")
 
 
 def run(folder):
-    try:
-        rates = peak_rates()
-    except ImportError:
-        rates = {}
     machine = timing.machine("jax", "torch")
+    machine["gpu"], rates = gpu()
     results = {"machine": machine, "matrix_rates": rates, "cases": {}}
     text = ["; ".join(f"{k}: {v}" for k, v in machine.items())]
     text += [f"{k}: {v / 1e12:.0f} TFLOP/s" for k, v in rates.items()]
     print("\n".join(text), flush=True)
-    cases = {name: contenders(name, folder) for name in FLAGS.case}
-    with contextlib.ExitStack() as stack:
-        # At once, for the minutes that compiling takes.
-        started, results["failed"] = timing.start(
-            stack,
-            {
-                f"{name}: {label}": worker
-                for name, (_, workers) in cases.items()
-                for label, worker in workers.items()
-            },
-            FLAGS.warm_up,
-            at_once=True,
-        )
-        for name, (notes, workers) in cases.items():
-            ready = {
-                label: started[f"{name}: {label}"]
-                for label in workers
-                if f"{name}: {label}" in started
-            }
-            results["cases"][name], rows = compare(notes, ready, rates)
-            title = "{student} <- {teacher}, {size} px, batch {batch}".format(
-                **results["cases"][name]["case"]
+    for name in FLAGS.case:
+        notes, workers = contenders(name, folder)
+        with contextlib.ExitStack() as stack:
+            started, failed = timing.start(
+                stack, workers, FLAGS.warm_up, at_once=True
             )
-            text.append(f"## {name}: {title}\n\n{timing.markdown(rows)}")
-            print(f"\n{text[-1]}", flush=True)
-            if FLAGS.output:
-                timing.write(FLAGS.output, results, "\n\n".join(text) + "\n")
+            results["cases"][name], rows = compare(notes, started, rates)
+        results["cases"][name]["failed"] = failed
+        title = "{student} <- {teacher}, {size} px, batch {batch}".format(
+            **results["cases"][name]["case"]
+        )
+        text.append(f"## {name}: {title}\n\n{timing.markdown(rows)}")
+        print(f"\n{text[-1]}", flush=True)
+        if FLAGS.output:
+            timing.write(FLAGS.output, results, "\n\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
