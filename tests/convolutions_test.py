@@ -53,8 +53,8 @@ def convolutions(function, maps):
     return sum("Conv" in node.op for node in nodes)
 
 
-def depthwise_gradients(layer, maps):
-    """Attributes of the operations that give them, by "Input", "Filter"."""
+def gradient_operations(layer, maps):
+    """Nodes of the graph of a layer and all its gradients."""
 
     def gradient(x):
         with tf.GradientTape() as tape:
@@ -64,10 +64,20 @@ def depthwise_gradients(layer, maps):
 
     spec = tf.TensorSpec(maps, layer.compute_dtype)
     graph = tf.function(gradient).get_concrete_function(spec).graph
+    return list(graph.as_graph_def().node)
+
+
+def filter_gradients(layer, maps):
+    nodes = gradient_operations(layer, maps)
+    return [x for x in nodes if x.op == "Conv2DBackpropFilter"]
+
+
+def depthwise_gradients(layer, maps):
+    """Attributes of the operations that give them, by "Input", "Filter"."""
     name = "DepthwiseConv2dNativeBackprop"
     return {
         node.op.removeprefix(name): node.attr
-        for node in graph.as_graph_def().node
+        for node in gradient_operations(layer, maps)
         if node.op.startswith(name)
     }
 
@@ -168,13 +178,10 @@ class LayersTest(parameterized.TestCase):
             _, fused, maps = self.check(kind, (side, side), **options)
             self.assertEqual(paddings_of_gradient(fused, maps), {expected})
 
-    @parameterized.product(kernel_size=[3, 5], strides=[1, 2])
-    def test_gradients_of_depthwise_ones_in_16_bits(self, **options):
-        maps = 2, 8, 8, WIDTH
+    def check_in_16_bits(self, kind, maps, **options):
+        """Returns the fused layer."""
         layers = [
-            keras.layers.DepthwiseConv2D(
-                padding="same", use_bias=False, dtype=dtype, **options
-            )
+            build(kind, dtype, use_bias=False, **options)
             for dtype in ("mixed_bfloat16", "float64")
         ]
         # Small integers, whose sums 16 bits hold without rounding.
@@ -192,9 +199,56 @@ class LayersTest(parameterized.TestCase):
         )
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(tf.cast(a, "float64"), b)
+        return layers[0]
+
+    @parameterized.product(
+        sides=[(3, 3), (7, 7), (5, 6)],
+        kernel_size=[3, 5],
+        strides=[1, 2],
+        padding=["same", "valid"],
+    )
+    def test_gradients_to_small_maps_in_16_bits(
+        self, sides, kernel_size, strides, padding
+    ):
+        cut = kernel_size - strides if padding == "valid" else 0
+        maps = (2, *(strides * side + cut for side in sides), WIDTH)
+        options = {
+            "kernel_size": kernel_size,
+            "strides": strides,
+            "padding": padding,
+        }
+        kind = keras.layers.Conv2D
+        fused = self.check_in_16_bits(kind, maps, **options)
+        self.assertEqual(fused(tf.zeros(maps)).shape[1:3], sides)
+        self.assertEqual(filter_gradients(fused, maps), [])
+        with mock.patch.object(precision, "accelerated", lambda: True):
+            self.assertLen(filter_gradients(fused, maps), 1)
+
+    @parameterized.parameters(
+        (8, "mixed_bfloat16", {}),
+        (7, "float32", {}),
+        (21, "mixed_bfloat16", {"strides": 3}),
+        (7, "mixed_bfloat16", {"dilation_rate": 2}),
+        (None, "mixed_bfloat16", {}),
+    )
+    def test_other_gradients_stay(self, side, dtype, options):
+        layer = keras.layers.Conv2D(
+            4, 3, padding="same", dtype=dtype, **options
+        )
+        maps = 2, side, side, WIDTH
+        layer.build(maps)
+        fuse(keras.Sequential([layer]))
+        self.assertLen(filter_gradients(layer, maps), 1)
+
+    @parameterized.product(kernel_size=[3, 5], strides=[1, 2])
+    def test_gradients_of_depthwise_ones_in_16_bits(self, **options):
+        maps = 2, 8, 8, WIDTH
+        fused = self.check_in_16_bits(
+            keras.layers.DepthwiseConv2D, maps, padding="same", **options
+        )
         computed_in = {
             name: tf.as_dtype(attributes["T"].type).name
-            for name, attributes in depthwise_gradients(layers[0], maps).items()
+            for name, attributes in depthwise_gradients(fused, maps).items()
         }
         slow = {
             "Input": options["strides"] > 1,

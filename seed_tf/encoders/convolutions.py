@@ -9,12 +9,14 @@ times as long as something else that gives the same:
   what is left does it.
 - Convolutions of single pixels (1x1), in training: a product, and two more for
   the gradients.
+- The gradients of kernels in bfloat16, where a convolution leads to maps of up
+  to seven pixels a side: a product for each tap.
 - The gradients of depthwise convolutions: some of oneDNN's are kernels without
   vectors. TensorFlow's own, or float32 in place of bfloat16, are faster.
 - Strided convolutions of images, whose three channels fill few lanes of a
   GPU's or a TPU's matrix units. Blocks of pixels as channels fill more.
 
-The second and third are for processors alone, the last for accelerators.
+All but the first and last are for processors alone, the last for accelerators.
 Measured in docs/performance.md.
 """
 
@@ -26,6 +28,7 @@ from keras import ops
 from seed_tf import precision
 
 _LARGEST = 2  # pixels a side
+_SMALL = 7  # likewise
 _LANES = 16  # bytes that matrix units take at a time
 
 
@@ -57,21 +60,31 @@ def convolution(layer, maps, kernel):
 
 
 def convolution_in_training(layer, maps, kernel):
-    """The same, with products in place of all 1x1 convolutions as well.
+    """The same, with products in place of more convolutions and gradients.
 
     Not for inference, where a convolution takes its bias and activation along.
     """
-    sides = _sides(layer, maps)
-    if (
-        sides is None
-        or layer.kernel_size != (1, 1)
-        or layer.strides != (1, 1)
-        or precision.accelerated()
-    ):
+    padding, stride = _padding(layer, maps), layer.strides[0]
+    if padding is None or layer.groups != 1 or precision.accelerated():
         return convolution(layer, maps, kernel)
-    kernel = ops.convert_to_tensor(kernel)[0, 0]
-    rows = tf.matmul(tf.reshape(maps, (-1, kernel.shape[0])), kernel)
-    return tf.reshape(rows, (-1, *sides, layer.filters))
+    size = layer.kernel_size[0]
+    sides = [
+        (side + sum(pads) - size) // stride + 1
+        for side, pads in zip(maps.shape[1:3], padding, strict=True)
+    ]
+    # Not the variable itself, which a custom gradient does not take.
+    kernel = tf.convert_to_tensor(ops.convert_to_tensor(kernel))
+    if size == stride == 1:
+        rows = tf.reshape(maps, (-1, kernel.shape[2]))
+        rows = tf.matmul(rows, kernel[0, 0])
+        return tf.reshape(rows, (-1, *sides, layer.filters))
+    if (
+        maps.dtype == tf.bfloat16
+        and stride <= 2 < size
+        and _LARGEST < max(sides) <= _SMALL
+    ):
+        return _to_small_maps(maps, kernel, layer, padding, sides)
+    return convolution(layer, maps, kernel)
 
 
 def depthwise_convolution_in_training(layer, maps):
@@ -193,6 +206,51 @@ def _of_whole_maps(maps, kernel):
     dense = tf.transpose(dense, (0, 2, 1, 3))
     dense = tf.reshape(dense, (pixels * width, pixels * filters))
     return tf.matmul(tf.reshape(maps, (-1, pixels * width)), dense)
+
+
+def _to_small_maps(maps, kernel, layer, padding, sides):
+    """A convolution whose kernel's gradient is a product for each tap."""
+    size, _, width, filters = kernel.shape
+    stride = layer.strides[0]
+    options = {
+        "strides": [1, stride, stride, 1],
+        "padding": layer.padding.upper(),
+    }
+
+    @tf.custom_gradient
+    def convolve(maps, kernel):
+        def gradients(upstream):
+            to_maps = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(maps),
+                filter=kernel,
+                out_backprop=upstream,
+                **options,
+            )
+            pads = [
+                [before, after + -(side + before + after) % stride]
+                for side, (before, after) in zip(
+                    maps.shape[1:3], padding, strict=True
+                )
+            ]
+            blocks = tf.pad(maps, [[0, 0], *pads, [0, 0]])
+            if stride > 1:
+                blocks = tf.nn.space_to_depth(blocks, stride)
+            rows = tf.reshape(upstream, (-1, filters))
+            taps = []
+            for y, x in np.ndindex(size, size):
+                place = width * (stride * (y % stride) + x % stride)
+                seen = tf.slice(
+                    blocks,
+                    (0, y // stride, x // stride, place),
+                    (-1, *sides, width),
+                )
+                seen = tf.reshape(seen, (-1, width))
+                taps.append(tf.matmul(seen, rows, transpose_a=True))
+            return to_maps, tf.reshape(tf.stack(taps), kernel.shape)
+
+        return tf.nn.conv2d(maps, kernel, **options), gradients
+
+    return convolve(maps, kernel)
 
 
 def _of_windows(maps, kernel, sides, stride):
