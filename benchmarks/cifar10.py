@@ -25,7 +25,7 @@ import sys
 
 from absl import app, flags
 
-from seed_tf.evaluation import report
+from seed_tf.evaluation import figures, report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Holds train/ and test/.", required=True)
@@ -228,7 +228,7 @@ def conclude(every):
 def _bars(rows, network):
     """A figure of them, named with or without their network."""
     measures = ("10-NN", "linear probe")
-    return report.bars(
+    return figures.bars(
         {
             f"{row['network']}, {row['trained']}"
             if network

@@ -29,7 +29,7 @@ from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
 
 import seed_tf
-from seed_tf.evaluation import report
+from seed_tf.evaluation import figures, report
 from seed_tf.export import checking, saved_model
 from seed_tf.export.litert import litert
 from seed_tf.export.litert import load as load_litert
@@ -480,7 +480,7 @@ def draw(rows, cases, budget):
         cases: keys of rows that hold (median, p95) in ms.
         budget: rows of `embedding_budget`, may be empty.
     """
-    colours = report.palette([row["format"] for row in rows])
+    colours = figures.palette([row["format"] for row in rows])
     height = 0.9 + 0.25 * len(rows)
     figure = Figure((8, 2 * height + 2.8 * bool(budget)), layout="constrained")
     parts = figure.subfigures(
@@ -527,7 +527,7 @@ def _draw_latencies(axes, rows, case, colours):
 
 
 def _draw_budget(axes, rows):
-    colours = report.palette(["PCA", "cut"])
+    colours = figures.palette(["PCA", "cut"])
     for stored, line in _STORED_STYLE.items():
         for by, colour in colours.items():
             points = sorted(

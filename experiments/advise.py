@@ -17,7 +17,7 @@ from absl import flags
 import seed_tf
 from experiments import common
 from seed_tf import recipes
-from seed_tf.evaluation import advice, report
+from seed_tf.evaluation import advice, figures, report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -80,7 +80,7 @@ def write(found):
     os.makedirs(FLAGS.output, exist_ok=True)
     with open(os.path.join(FLAGS.output, "advice.json"), "w") as f:
         json.dump(dataclasses.asdict(found), f, indent=2)
-    figure = report.target_curve(found)
+    figure = figures.target_curve(found)
     figure.savefig(os.path.join(FLAGS.output, "advice.png"))
     table = rows(found)
     report.write_report(

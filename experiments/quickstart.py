@@ -19,7 +19,7 @@ from absl import flags
 
 import seed_tf
 from experiments import common
-from seed_tf.evaluation import report
+from seed_tf.evaluation import figures, report
 from seed_tf.training import Progress
 from seed_tf.training.callbacks import duration
 
@@ -227,8 +227,8 @@ def show(results, histories, features, data, seconds):
     alone = "MoCo v2 alone"
     distilled = f"SEED, teacher temperature {FLAGS.teacher_temperature[0]:g}"
     pair = [alone, distilled]
-    colours = report.palette(results)
-    bars = report.bars(results, colours=colours)
+    colours = figures.palette(results)
+    bars = figures.bars(results, colours=colours)
     bars.savefig(os.path.join(FLAGS.output, "results.png"))
     seeds = [name for name in histories if name.startswith("SEED")]
     health = {
@@ -273,7 +273,7 @@ def show(results, histories, features, data, seconds):
                 "Contrastive training: the loss must stay below "
                 f"log({QUEUE_SIZE + 1}) = {np.log(QUEUE_SIZE + 1):.2f}, where "
                 "every image looks alike.",
-                report.curves(
+                figures.curves(
                     {n: histories[n] for n in ("teacher", alone)},
                     ["loss", "accuracy", "spread"],
                     every=LOGGED_EVERY,
@@ -286,7 +286,7 @@ def show(results, histories, features, data, seconds):
                 "The loss holds the entropy of its target; the gap does not. "
                 "It levels off above 0, as cosines over the student's "
                 "temperature cannot be as sharp as the target.",
-                report.curves(
+                figures.curves(
                     {n: histories[n] for n in seeds},
                     health,
                     every=LOGGED_EVERY,
@@ -298,7 +298,7 @@ def show(results, histories, features, data, seconds):
                 "The test images as the encoders see them",
                 "t-SNE of pooled features. Closeness within a map means "
                 "something, distances between clusters do not.",
-                report.embedding_map(
+                figures.embedding_map(
                     {n: features[n][1] for n in ("teacher", *pair)}, test_labels
                 ),
             ),
@@ -306,7 +306,7 @@ def show(results, histories, features, data, seconds):
                 "Nearest neighbours",
                 "Test images and the training images most similar to them. "
                 "Green: the same digit. Red: another.",
-                report.neighbours(
+                figures.neighbours(
                     test_images[chosen],
                     nearest,
                     query_labels=test_labels[chosen],

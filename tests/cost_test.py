@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import seed_tf
 from seed_tf import recipes
-from seed_tf.training import cost, run
+from seed_tf.training import cost, estimate, resources
 
 
 def tower(width, dim=6):
@@ -205,7 +205,7 @@ class CostTest(parameterized.TestCase):
         }[share]
         images = np.zeros((32, 9, 9, 3), np.uint8)
         batches = tf.data.Dataset.from_tensors(images).repeat(40)
-        with mock.patch.object(run, "free_memory", return_value=free):
+        with mock.patch.object(estimate, "free_memory", return_value=free):
             printed = seed_tf.training.dry_run(
                 model,
                 lambda step: batches.skip(step),
@@ -222,7 +222,7 @@ class CostTest(parameterized.TestCase):
         self.assertEqual(model.step.numpy(), 0 if share == 0 else 5)
 
     def test_free_memory(self):
-        free = run.free_memory()
+        free = resources.free_memory()
         if free is not None:
             self.assertBetween(free, 1e6, 1e14)
 

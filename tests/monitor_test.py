@@ -6,10 +6,10 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from seed_tf.evaluation import (
+    figures,
     knn,
     nearest_others,
     neighbour_agreement,
-    report,
 )
 from seed_tf.evaluation.features import embedder
 from seed_tf.evaluation.monitor import HeldOut, LabelledKNN
@@ -107,7 +107,7 @@ class MonitorTest(parameterized.TestCase):
         for bank, indices in found.values():
             np.testing.assert_array_equal(bank, images)
             self.assertEqual(indices.shape, (3, 4))
-        report.neighbours(queries, found)
+        figures.neighbours(queries, found)
         self.assertEqual(
             list(HeldOut(encoder, images).neighbours()[1]), ["encoder"]
         )
@@ -150,7 +150,7 @@ class CurvesTest(absltest.TestCase):
     def test_along_another_metric_without_missing_values(self):
         history = {"step": [5, 10, 30], "loss": [3.0, 2.0, 1.0]}
         history["knn"] = [None, 0.4, 0.5]
-        figure = report.curves({"a": history}, ["loss", "knn"], x="step")
+        figure = figures.curves({"a": history}, ["loss", "knn"], x="step")
         loss, knn_line = (axes.lines[0] for axes in figure.axes[:2])
         np.testing.assert_array_equal(loss.get_xdata(), [5, 10, 30])
         np.testing.assert_array_equal(knn_line.get_xdata(), [10, 30])
@@ -158,7 +158,7 @@ class CurvesTest(absltest.TestCase):
 
     def test_mosaic_has_all_images_in_rows(self):
         images = pictures(10)
-        figure = report.mosaic(images, columns=5)
+        figure = figures.mosaic(images, columns=5)
         drawn = [image.get_array() for image in figure.axes[0].images]
         np.testing.assert_array_equal(drawn, images)
 

@@ -20,7 +20,7 @@ from absl.testing import absltest, parameterized
 import seed_tf
 from seed_tf.training import Checkpoints, RunFolder, cost, saving
 from seed_tf.training.callbacks import read_lines
-from seed_tf.training.run import readable_bytes
+from seed_tf.training.resources import readable_bytes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EPOCHS, BATCH = 5, 4, 8

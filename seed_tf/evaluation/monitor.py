@@ -30,7 +30,7 @@ class HeldOut:
         return neighbour_agreement(self._teacher, student, k=k)
 
     def neighbours(self, queries=6, k=6):
-        """Neighbours of a few images, as `report.neighbours` takes them.
+        """Neighbours of a few images, as `figures.neighbours` takes them.
 
         Returns:
             Images `[queries, S, S, 3]` uint8; dict of "teacher" and "encoder"

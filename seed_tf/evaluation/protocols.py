@@ -8,7 +8,7 @@ import numpy as np
 
 from seed_tf.checkpoints import load_teacher
 from seed_tf.encoders import Encoder
-from seed_tf.evaluation import report
+from seed_tf.evaluation import figures
 from seed_tf.evaluation.knn import check_k, knn_grid, nearest_neighbours
 from seed_tf.evaluation.results import Results
 from seed_tf.evaluation.retrieval import retrieval
@@ -240,7 +240,7 @@ def _picture(task):
     bank = task.train.pick(numbers)
     chosen = next(iter(task.neighbours.values()))[0]
     labels, queries = task.labels
-    return report.neighbours(
+    return figures.neighbours(
         task.test.pick(chosen),
         {
             name: (bank, np.searchsorted(numbers, found))

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from matplotlib.figure import Figure
 
-from seed_tf.evaluation import report
+from seed_tf.evaluation import figures, report
 from seed_tf.training.saving import replacing
 
 
@@ -132,7 +132,7 @@ class Results:
     )
     def figure(self):
         """All scores in one figure, a line per column, a dot per encoder."""
-        colours = report.palette(self.scores)
+        colours = figures.palette(self.scores)
         columns = [
             column
             for column in self.columns

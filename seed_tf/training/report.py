@@ -10,9 +10,9 @@ import zipfile
 
 import h5py
 
-from seed_tf.evaluation import report
+from seed_tf.evaluation import figures, report
 from seed_tf.training.callbacks import duration, read_lines
-from seed_tf.training.run import readable
+from seed_tf.training.resources import readable
 
 _CURVES = {
     "loss": "loss (nats)",
@@ -40,7 +40,7 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
         folder: `RunFolder` with a `metrics.jsonl`.
         title: str.
         views: `[N, S, S, 3]` uint8, views as the network sees them, or None.
-        neighbours: arguments of `report.neighbours`, or None.
+        neighbours: arguments of `figures.neighbours`, or None.
     """
     lines = read_lines(folder.file("metrics.jsonl"))
     if not lines:
@@ -48,7 +48,7 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
     names = dict.fromkeys(name for line in lines for name in line)
     history = {name: [line.get(name) for line in lines] for name in names}
     drawn = {name: label for name, label in _CURVES.items() if name in history}
-    curves = report.curves({title: history}, drawn, x="step", xlabel="step")
+    curves = figures.curves({title: history}, drawn, x="step", xlabel="step")
     curves.savefig(folder.file("report.png"))
     last, config = lines[-1], folder.read("config.json")
     sections = [
@@ -72,7 +72,7 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
             (
                 "Views",
                 "Images as the network sees them, augmented.",
-                report.mosaic(views),
+                figures.mosaic(views),
             )
         )
     if neighbours is not None:
@@ -80,7 +80,7 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
             (
                 "Nearest neighbours",
                 "Images held out of training, and those most similar to them.",
-                report.neighbours(*neighbours),
+                figures.neighbours(*neighbours),
             )
         )
     settings = "\n".join(f"{name} = {value}" for name, value in config.items())
@@ -273,8 +273,8 @@ def compare_runs(runs, output=None):
     if output is None:
         return text
     os.makedirs(output, exist_ok=True)
-    figures = _figures(names, runs, rows)
-    for file, (_, _, figure) in figures.items():
+    pictures = _pictures(names, runs, rows)
+    for file, (_, _, figure) in pictures.items():
         figure.savefig(os.path.join(output, f"{file}.png"))
     with open(os.path.join(output, "report.json"), "w") as f:
         json.dump({"runs": rows, "differences": different}, f, indent=2)
@@ -282,13 +282,13 @@ def compare_runs(runs, output=None):
         for table, heading in ((shown, columns), (different, settings)):
             if table:
                 f.write(report.table(table, heading, "markdown") + "\n\n")
-        for file, (title, _, _) in figures.items():
+        for file, (title, _, _) in pictures.items():
             f.write(f"![{title}]({file}.png)\n\n")
     sections = [("Runs", "", report.table(shown, columns, "html"))]
     if different:
         html_table = report.table(different, settings, "html")
         sections.append(("What differs", "", html_table))
-    sections += figures.values()
+    sections += pictures.values()
     report.write_report(
         os.path.join(output, "report.html"), ", ".join(names), sections
     )
@@ -353,11 +353,11 @@ def _differences(names, runs):
     return rows
 
 
-def _figures(names, runs, rows):
+def _pictures(names, runs, rows):
     """Sections (title, text, figure) by the names of their files."""
-    colours = report.palette(names)
+    colours = figures.palette(names)
     accuracy, values = _accuracy(rows)
-    figures = {}
+    pictures = {}
     if accuracy:
         title = f"{accuracy} (%)"
         for x, (label, ticks, text) in _AGAINST.items():
@@ -367,10 +367,10 @@ def _figures(names, runs, rows):
                 if value is not None and row[x]
             }
             if points:
-                figures[x.lower()] = (
+                pictures[x.lower()] = (
                     f"Accuracy against {label}",
                     text,
-                    report.points(
+                    figures.points(
                         points,
                         xlabel=label,
                         ylabel=title,
@@ -389,11 +389,11 @@ def _figures(names, runs, rows):
         for metric, label in _CURVES.items()
         if any(metric in history for history in histories.values())
     }
-    curves = report.curves(
+    curves = figures.curves(
         histories, drawn, x="step", xlabel="step", colours=colours
     )
-    figures["curves"] = ("Curves", "", curves)
-    return figures
+    pictures["curves"] = ("Curves", "", curves)
+    return pictures
 
 
 def _accuracy(rows):

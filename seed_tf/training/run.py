@@ -2,29 +2,21 @@
 
 import contextlib
 import os
-import pathlib
-import platform
-import resource
 import signal
 import time
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from seed_tf.evaluation.report import table
 from seed_tf.training import cost, devices
 from seed_tf.training.callbacks import (
     Evaluate,
     MetricsLog,
     Progress,
-    duration,
     read_lines,
 )
+from seed_tf.training.resources import disk_needed, machine
 from seed_tf.training.saving import Checkpoints, EncoderFiles
-from seed_tf.version import __version__
 
-DRY_STEPS = 5
 CHIEF_FIRST = 5  # seconds that other workers wait when told to stop
 
 
@@ -339,180 +331,3 @@ class _Save(keras.callbacks.Callback):
         raise Stopped(
             f"Stopped after step {step}{saved}.", self._interruption.signal
         )
-
-
-class _Times(keras.callbacks.Callback):
-    """When each step began and ended."""
-
-    def __init__(self):
-        super().__init__()
-        self.begin, self.end = [], []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.begin.append(time.monotonic())
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.end.append(time.monotonic())
-
-
-def dry_run(
-    model,
-    load,
-    *,
-    encoder,
-    epochs,
-    steps_per_epoch,
-    batch_size,
-    targets_cached=False,
-    teacher=None,
-):
-    """Tells what the whole run will cost, by its shapes and by a few steps.
-
-    Operations and memory are counted from shapes, before anything is run.
-    Then a few steps are measured: five, or, where their memory is not there,
-    five of fewer images. Arguments are those of `train`, and the teacher if
-    there is one. It writes no file, but trains the model: build it anew to
-    train.
-
-    Returns:
-        str, a table to print.
-    """
-    total = steps_per_epoch * epochs
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    checkpoints = Checkpoints("", model)  # builds the optimizer
-    step = cost.of_step(
-        model,
-        encoder=encoder,
-        batch_size=batch_size // replicas,
-        targets_cached=targets_cached,
-    )
-    memory, parts = sum(step.bytes.values()), step.bytes.items()
-    values = {
-        "parameters, trained encoder": f"{encoder.count_params():,}",
-        "parameters, teacher": teacher and f"{teacher.count_params():,}",
-        "FLOPs per step": readable(replicas * sum(step.flops.values())),
-        **{
-            f"FLOPs, {k}": readable(replicas * v) for k, v in step.flops.items()
-        },
-        "memory of a device, estimated": readable_bytes(memory),
-        **{name: readable_bytes(value) for name, value in parts},
-        "steps": f"{total:,} = {epochs} epochs of {steps_per_epoch:,}",
-        "disk": readable_bytes(disk_needed(checkpoints, encoder)),
-        **_measure(model, load, batch_size, steps_per_epoch, total, step),
-    }
-    return table(
-        [{"": name, "dry run": x} for name, x in values.items() if x],
-        ["", "dry run"],
-    )
-
-
-def _measure(model, load, batch_size, steps_per_epoch, total, step):
-    """What a few steps take, of as many images as there is memory for."""
-    measured = cost.images_that_fit(step, batch_size, free_memory())
-    if not measured:
-        return {
-            "measured": f"nothing: {readable_bytes(free_memory())} are free",
-        }
-    batches, steps = load(0), min(DRY_STEPS, steps_per_epoch)
-    if measured < batch_size:
-        batches = batches.unbatch().batch(measured, drop_remainder=True)
-        batches = batches.repeat()  # a short run has fewer than five
-        steps = DRY_STEPS
-    times, start = _Times(), time.monotonic()
-    model.fit(
-        batches,
-        epochs=-(-DRY_STEPS // steps),
-        steps_per_epoch=steps,
-        callbacks=[times],
-        verbose=0,
-    )
-    # The first step traces and compiles: the rate is that of the others.
-    seconds = (times.end[-1] - times.end[0]) / (len(times.end) - 1)
-    waited = np.subtract(times.begin[1:], times.end[:-1]).mean()
-    rate = measured / seconds
-    return {
-        "measured": f"steps of {measured} images, for that is all that the "
-        f"{readable_bytes(free_memory())} of free memory take"
-        if measured < batch_size
-        else None,
-        "peak memory": readable_bytes(peak_memory()),
-        "until the end of the first step": duration(times.end[0] - start),
-        "images per second": f"{rate:.1f}",
-        "waiting for data": f"{waited / seconds:.0%} of the time",
-        "time for all steps": duration(total * batch_size / rate),
-    }
-
-
-def disk_needed(checkpoints, encoder):
-    """Bytes that a run leaves at most, about."""
-    # The last three, the best, and one in the making; encoder and backbone.
-    return 5 * checkpoints.size() + 3 * 4 * encoder.count_params() + 2**20
-
-
-def peak_memory():
-    """Bytes of the process, and of each GPU, at their highest."""
-    used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for gpu in tf.config.list_logical_devices("GPU"):
-        used += tf.config.experimental.get_memory_info(gpu.name)["peak"]
-    return used
-
-
-def free_memory():
-    """Bytes that this process may still take, or None if nobody knows.
-
-    Of GPUs it is not known before they run out of it.
-    """
-    if tf.config.list_logical_devices("GPU"):
-        return None
-    free = []
-    with contextlib.suppress(OSError, ValueError):
-        with open("/proc/meminfo") as f:
-            lines = dict(line.split(":") for line in f)
-        free.append(1024 * int(lines["MemAvailable"].split()[0]))
-    with contextlib.suppress(OSError, ValueError):  # a container's limit
-        limit, used = (
-            int(pathlib.Path("/sys/fs/cgroup", name).read_text())
-            for name in ("memory.max", "memory.current")
-        )
-        free.append(limit - used)
-    return min(free, default=None)
-
-
-def readable(count):
-    """A large number as a person writes it.
-
-    >>> readable(1_234_000_000_000)
-    '1.23 T'
-    """
-    for unit in ("", " k", " M", " G", " T", " P"):
-        if count < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} E"
-
-
-def readable_bytes(count):
-    """Bytes as a person writes them.
-
-    >>> readable_bytes(33_554_432)
-    '33.6 MB'
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def machine():
-    """What a run ran on: dict of versions and devices."""
-    devices = tf.config.list_physical_devices()
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "seed_tf": __version__,
-        "devices": [d.name.removeprefix("/physical_device:") for d in devices],
-        "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
-        "host": platform.platform(),
-    }

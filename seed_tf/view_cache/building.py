@@ -16,7 +16,7 @@ from seed_tf import datasets, losses, precision, stateless
 from seed_tf.encoders.frozen import Frozen
 from seed_tf.resumable import Progress, locked
 from seed_tf.training.callbacks import duration
-from seed_tf.training.run import readable_bytes
+from seed_tf.training.resources import readable_bytes
 from seed_tf.training.saving import replacing
 from seed_tf.two_tower import dry_run, noise_images
 from seed_tf.view_cache import cache, facts
