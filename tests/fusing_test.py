@@ -323,6 +323,8 @@ class MaximumTest(parameterized.TestCase):
         self.assertFalse(is_ours((2, None, None, 3), 3, 2))
         self.assertFalse(is_ours((2, 8, 8, 3), 3, 2, "same"))
         self.assertFalse(is_ours((2, 8, 8, 3), (2, 3)))
+        self.assertTrue(is_ours((2, 12, 12, 3), 11))
+        self.assertFalse(is_ours((2, 12, 12, 3), 12))
         self.assertFalse(is_ours((2, 8, 8, 3), 3, 2, training=False))
         with mock.patch.object(precision, "accelerated", lambda: False):
             self.assertFalse(is_ours((2, 8, 8, 3), 3, 2))

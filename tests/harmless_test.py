@@ -8,13 +8,18 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import seed_tf
+from seed_tf import precision
 from seed_tf import seed as seed_module
 
 STEPS, BATCH, SIZE, D = 200, 16, 8, 4
 
 
-def tower(activation, factor=1.0):
+def tower(activation, factor=1.0, stem=False):
     inputs = x = keras.Input((SIZE, SIZE, 3))
+    if stem:
+        x = keras.layers.Conv2D(8, 3, 2, "same", use_bias=False)(x)
+        x = keras.layers.Activation(activation)(x)
+        x = keras.layers.MaxPooling2D(3, 1)(keras.layers.ZeroPadding2D(2)(x))
     for layer in (
         keras.layers.Conv2D(8, 3),
         keras.layers.DepthwiseConv2D(5, 2, padding="same", use_bias=False),
@@ -49,16 +54,22 @@ def plain_loss(
     return -tf.reduce_sum(target * predicted, -1)
 
 
-def curve(activation="hard_silu", policy="float32", plain=False, **options):
+def curve(
+    activation="hard_silu",
+    policy="float32",
+    plain=False,
+    stem=False,
+    **options,
+):
     """The loss at each step, float64 `[STEPS]`."""
     keras.utils.set_random_seed(0)
-    teacher = tower(activation, factor=2.0)
+    teacher = tower(activation, factor=2.0, stem=stem)
     keras.config.set_dtype_policy(policy)
     try:
-        student = tower(activation)
+        student = tower(activation, stem=stem)
     finally:
         keras.config.set_dtype_policy("float32")
-    student.set_weights(tower(activation).get_weights())
+    student.set_weights(tower(activation, stem=stem).get_weights())
     if plain:
         options["objective"] = plain_loss
     changed = {"fuse": lambda model: None, "Frozen": Plain} if plain else {}
@@ -123,6 +134,14 @@ class SameCourseTest(parameterized.TestCase):
         actual = curve(activation, teacher_precision="float32")
         self.assertLen(actual, STEPS)
         np.testing.assert_allclose(actual, self.plain[activation], rtol=1e-4)
+
+    def test_what_accelerators_gain_by(self):
+        options = {"stem": True, "teacher_precision": "float32"}
+        expected = curve(plain=True, **options)
+        self.assertLess(expected[-20:].mean(), 0.95 * expected[:20].mean())
+        with mock.patch.object(precision, "accelerated", lambda: True):
+            actual = curve(**options)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
     @parameterized.parameters(
         {"teacher_precision": "bfloat16"},

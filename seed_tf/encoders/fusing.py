@@ -13,6 +13,7 @@ from seed_tf import precision
 from seed_tf.encoders import convolutions
 
 _BATCH_NORM = keras.layers.BatchNormalization
+_LARGEST_POOL = 11  # whose taps 8 bits tell apart
 
 
 def fuse(model, groups=1):
@@ -20,10 +21,11 @@ def fuse(model, groups=1):
 
     BatchNorm goes through TensorFlow's fused kernel, where Keras computes
     moments, normalisation and their gradients one by one; activations have one
-    kernel forward and one back, compiled by XLA; convolutions and, in bfloat16,
-    averages over maps take faster ways. The layers stay what they are, to their
-    weights, to `get_config` and to files; outputs, gradients and running
-    statistics are the same up to rounding. Layers that a kernel cannot stand in
+    kernel forward and one back, compiled by XLA; convolutions, averages over
+    maps in bfloat16 and, on accelerators, the gradients of max-pooling take
+    faster ways. The layers stay what they are, to their weights, to
+    `get_config` and to files; outputs, gradients and running statistics are
+    the same up to rounding. Layers that a kernel cannot stand in
     for (synchronised, masked, of other axes or ranks, subclasses that compute
     something else) run as before, and so does inference.
 
@@ -121,6 +123,7 @@ def _maximum(self, inputs):
         or None in inputs.shape[1:3]
         or len({*self.pool_size}) > 1
         or len({*self.strides}) > 1
+        or self.pool_size[0] > _LARGEST_POOL
         or not precision.accelerated()
     ):
         return keras.layers.MaxPooling2D.call(self, inputs)
