@@ -214,8 +214,8 @@ class CompareTest(parameterized.TestCase):
         ]
         rows = [row | {"linear probe": 50.0} for row in rows]
         runs = [report.read_run(path) for path in (self.alone, self.seed)]
-        with mock.patch.object(report.report, "points") as points:
-            report._figures(["a", "b"], runs, rows)
+        with mock.patch.object(report.figures, "points") as points:
+            report._pictures(["a", "b"], runs, rows)
         self.assertEqual(
             [call.args[0] for call in points.call_args_list],
             [
