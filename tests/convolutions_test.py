@@ -206,11 +206,15 @@ class LayersTest(parameterized.TestCase):
         kernel_size=[3, 5],
         strides=[1, 2],
         padding=["same", "valid"],
+        left_over=[False, True],
     )
     def test_gradients_to_small_maps_in_16_bits(
-        self, sides, kernel_size, strides, padding
+        self, sides, kernel_size, strides, padding, left_over
     ):
         cut = kernel_size - strides if padding == "valid" else 0
+        if left_over and strides > 1:
+            # A row that no window sees, or more padding at the top.
+            cut += 1 if padding == "valid" else -1
         maps = (2, *(strides * side + cut for side in sides), WIDTH)
         options = {
             "kernel_size": kernel_size,
@@ -347,6 +351,7 @@ class BlocksTest(parameterized.TestCase):
         (3, {"kernel_size": 5, "strides": 3}),
         (3, {"kernel_size": (3, 5), "strides": 2}),
         (8, {"kernel_size": 3, "strides": 2}),
+        (4, {"kernel_size": 3, "strides": 2}),
     )
     def test_others_stay(self, width, options):
         layer = build(keras.layers.Conv2D, **options)
@@ -354,11 +359,32 @@ class BlocksTest(parameterized.TestCase):
         fuse(keras.Sequential([layer]))
         self.assertEqual(self.widths(layer, (2, 16, 16, width)), [width])
 
-    def test_images_of_unknown_size(self):
+    def test_groups_stay(self):
+        options = {"filters": 6, "kernel_size": 3, "strides": 2, "groups": 3}
+        maps = 2, 16, 16, 3
+        fused, plain = pair(keras.layers.Conv2D, maps, **options)
+        x = np.random.default_rng(1).normal(size=maps)
+        np.testing.assert_allclose(
+            fused(tf.constant(x, "float32"), training=True),
+            plain(x),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+    @parameterized.parameters(
+        (2, None, None, 3), (2, 16, None, 3), (2, 16, 16, None)
+    )
+    def test_images_of_unknown_size(self, *maps):
         layer = build(keras.layers.Conv2D, kernel_size=3, strides=2)
         layer.build((None, None, None, 3))
         fuse(keras.Sequential([layer]))
-        self.assertEqual(self.widths(layer, (2, None, None, 3)), [3])
+        self.assertNotIn(12, self.widths(layer, maps))
+
+    def test_batches_of_any_size(self):
+        layer = build(keras.layers.Conv2D, kernel_size=3, strides=2)
+        layer.build((None, None, None, 3))
+        fuse(keras.Sequential([layer]))
+        self.assertEqual(self.widths(layer, (None, 16, 16, 3)), [12])
 
     def test_of_a_teacher(self):
         keras.utils.set_random_seed(0)

@@ -27,8 +27,9 @@ from keras import ops
 
 from seed_tf import precision
 
-_LARGEST = 2  # pixels a side
-_SMALL = 7  # likewise
+# Pixels a side of the maps up to which products stand in, for a convolution
+# and for the gradient of its kernel.
+_PRODUCT_SIDE, _TAPS_SIDE = 2, 7
 _LANES = 16  # bytes that matrix units take at a time
 
 
@@ -38,18 +39,20 @@ def convolution(layer, maps, kernel):
     Args:
         layer: keras.layers.Conv2D.
         maps: `[B, h, w, C]`. A matrix product stands in where its static
-            shape leads to a map of at most two pixels a side, a convolution
-            of blocks where these are images and an accelerator strides.
+            shape leads to a map of at most two pixels a side and, on
+            accelerators, a convolution of 2x2 blocks where a layer of stride
+            2 sees images.
         kernel: `[k, k, C, D]`.
 
     Returns:
         `[B, h', w', D]`.
     """
-    if _sees_images(layer, maps) and precision.accelerated():
-        kernel = ops.convert_to_tensor(kernel)
-        return _of_blocks(maps, kernel, _padding(layer, maps))
+    if precision.accelerated() and _sees_images(layer, maps):
+        return _of_blocks(
+            maps, ops.convert_to_tensor(kernel), _padding(layer, maps)
+        )
     sides = _sides(layer, maps)
-    if sides is None or max(sides) > _LARGEST:
+    if sides is None or max(sides) > _PRODUCT_SIDE:
         return keras.layers.Conv2D.convolution_op(layer, maps, kernel)
     kernel = ops.convert_to_tensor(kernel)
     if layer.padding == "same" and kernel.shape[0] > 1:
@@ -68,10 +71,7 @@ def convolution_in_training(layer, maps, kernel):
     if padding is None or layer.groups != 1 or precision.accelerated():
         return convolution(layer, maps, kernel)
     size = layer.kernel_size[0]
-    sides = [
-        (side + sum(pads) - size) // stride + 1
-        for side, pads in zip(maps.shape[1:3], padding, strict=True)
-    ]
+    sides = _output_sides(maps, padding, size, stride)
     # Not the variable itself, which a custom gradient does not take.
     kernel = tf.convert_to_tensor(ops.convert_to_tensor(kernel))
     if size == stride == 1:
@@ -81,7 +81,7 @@ def convolution_in_training(layer, maps, kernel):
     if (
         maps.dtype == tf.bfloat16
         and stride <= 2 < size
-        and _LARGEST < max(sides) <= _SMALL
+        and _PRODUCT_SIDE < max(sides) <= _TAPS_SIDE
     ):
         return _to_small_maps(maps, kernel, layer, padding, sides)
     return convolution(layer, maps, kernel)
@@ -119,18 +119,21 @@ def depthwise_convolution_in_training(layer, maps):
 def _sides(layer, maps):
     """Sides of the output map, a list; None where products do not apply."""
     size, stride = layer.kernel_size[0], layer.strides[0]
-    padded = layer.padding == "same"
-    sides = maps.shape[1:3]
+    padding = _padding(layer, maps)
     if (
-        not _is_square(layer)
+        padding is None
         or getattr(layer, "groups", 1) != 1
-        or (padded and (stride > 1 or size % 2 == 0))
-        or None in sides
+        or (layer.padding == "same" and (stride > 1 or size % 2 == 0))
     ):
         return None
-    if padded:
-        return list(sides)
-    return [(side - size) // stride + 1 for side in sides]
+    return _output_sides(maps, padding, size, stride)
+
+
+def _output_sides(maps, padding, size, stride):
+    return [
+        (side + sum(pads) - size) // stride + 1
+        for side, pads in zip(maps.shape[1:3], padding, strict=True)
+    ]
 
 
 def _is_square(layer):
@@ -162,10 +165,11 @@ def _sees_images(layer, maps):
     """Whether it is a network's first, of stride 2, by its channels."""
     return (
         _padding(layer, maps) is not None
+        and None not in maps.shape[1:]
         and layer.groups == 1
         and layer.strides == (2, 2)
         and layer.kernel_size[0] > 2
-        and maps.shape[-1] * maps.dtype.size < _LANES
+        and maps.shape[3] * maps.dtype.size < _LANES
     )
 
 
@@ -179,9 +183,11 @@ def _of_blocks(maps, kernel, padding):
     # Whole lanes, or cuDNN would copy all to widen it.
     spare = -width % max(1, _LANES // maps.dtype.size // 4)
     pads, ends = [], []
-    for side, (before, after) in zip(maps.shape[1:3], padding, strict=True):
-        pixels = (side + before + after - size) // 2 + 1
-        end = 2 * (pixels - 1 + taps) - before
+    sides = _output_sides(maps, padding, size, 2)
+    for count, side, (before, _) in zip(
+        sides, maps.shape[1:3], padding, strict=True
+    ):
+        end = 2 * (count - 1 + taps) - before
         pads.append([before, max(end - side, 0)])
         ends.append(min(end, side))
     maps = maps[:, : ends[0], : ends[1]]

@@ -3,6 +3,7 @@
 Each operation reads and writes whole feature maps, and that is what it costs.
 """
 
+import functools
 import types
 
 import keras
@@ -120,7 +121,7 @@ def _maximum(self, inputs):
         not _in_training(self)
         or self.data_format != "channels_last"
         or self.padding != "valid"
-        or None in inputs.shape[1:3]
+        or None in inputs.shape[1:]
         or len({*self.pool_size}) > 1
         or len({*self.strides}) > 1
         or self.pool_size[0] > _LARGEST_POOL
@@ -131,58 +132,56 @@ def _maximum(self, inputs):
 
 
 def _max_pool(maps, size, stride):
-    """`tf.nn.max_pool2d` with a gradient in one pass.
+    """`tf.nn.max_pool2d` with a gradient in one pass, compiled by XLA.
 
     XLA's own gradient on GPUs, a scatter, takes several times as long.
     """
-    sides = maps.shape[1:3]
-    pixels = [(side - size) // stride + 1 for side in sides]
-    blocks = [-(-side // stride) for side in sides]
-    reach = -(-size // stride)  # windows that see a pixel, along an axis
+    back = _compiled(functools.partial(_max_pool_gradient, size, stride))
 
     @tf.custom_gradient
     def pool(maps):
         largest = tf.nn.max_pool2d(maps, size, stride, "VALID")
-
-        def gradient(upstream):
-            tap = tf.fill(tf.shape(largest), tf.constant(-1, tf.int8))
-            # Of equal ones the first, as TensorFlow's kernels have it.
-            for k in reversed(range(size**2)):
-                rows, columns = (
-                    slice(start, start + stride * (count - 1) + 1, stride)
-                    for start, count in zip(
-                        divmod(k, size), pixels, strict=True
-                    )
-                )
-                found = maps[:, rows, columns] == largest
-                tap = tf.where(found, tf.constant(k, tf.int8), tap)
-            edge = [
-                [reach - 1, max(block - count, 0)]
-                for block, count in zip(blocks, pixels, strict=True)
-            ]
-            edge = [[0, 0], *edge, [0, 0]]
-            tap = tf.pad(tap, edge, constant_values=-1)
-            upstream = tf.pad(upstream, edge)
-            total = 0.0
-            for back in np.ndindex(reach, reach):
-
-                def seen(tensor, back=back):
-                    rows, columns = (
-                        slice(reach - 1 - m, reach - 1 - m + block)
-                        for m, block in zip(back, blocks, strict=True)
-                    )
-                    return tensor[:, rows, None, columns, None]
-
-                chosen = seen(tap) == _taps(size, stride, back)
-                value = tf.cast(seen(upstream), tf.float32)
-                total += tf.where(chosen, value, 0.0)
-            shape = -1, *(stride * block for block in blocks), maps.shape[3]
-            total = tf.reshape(tf.cast(total, maps.dtype), shape)
-            return total[:, : sides[0], : sides[1]]
-
-        return largest, gradient
+        return largest, lambda upstream: back(maps, largest, upstream)
 
     return pool(maps)
+
+
+def _max_pool_gradient(size, stride, maps, largest, upstream):
+    sides, pixels = maps.shape[1:3], largest.shape[1:3]
+    tap = tf.fill(tf.shape(largest), tf.constant(-1, tf.int8))
+    # Of equal ones the first, as TensorFlow's kernels have it.
+    for k in reversed(range(size**2)):
+        rows, columns = (
+            slice(start, start + stride * (count - 1) + 1, stride)
+            for start, count in zip(divmod(k, size), pixels, strict=True)
+        )
+        found = maps[:, rows, columns] == largest
+        tap = tf.where(found, tf.constant(k, tf.int8), tap)
+
+    blocks = [-(-side // stride) for side in sides]
+    reach = -(-size // stride)  # windows that see a pixel, along an axis
+    edge = [
+        [reach - 1, block - count]
+        for block, count in zip(blocks, pixels, strict=True)
+    ]
+    edge = [[0, 0], *edge, [0, 0]]
+    tap = tf.pad(tap, edge, constant_values=-1)
+    upstream = tf.pad(upstream, edge)
+
+    def seen(tensor, back):
+        """What the windows `back` before hold, one value for each block."""
+        rows, columns = (
+            slice(reach - 1 - m, reach - 1 - m + block)
+            for m, block in zip(back, blocks, strict=True)
+        )
+        return tensor[:, rows, None, columns, None]
+
+    total = 0
+    for back in np.ndindex(reach, reach):
+        chosen = seen(tap, back) == _taps(size, stride, back)
+        total += tf.where(chosen, seen(upstream, back), 0)
+    shape = -1, *(stride * block for block in blocks), maps.shape[3]
+    return tf.reshape(total, shape)[:, : sides[0], : sides[1]]
 
 
 def _taps(size, stride, back):
