@@ -229,7 +229,7 @@ def work_torch(case, options):
 
 def profile(folder):
     """Runs each program alone; prints its time and its longest kernels."""
-    results = {}
+    results, text = {}, []
     for name in FLAGS.case:
         for precision in FLAGS.precision:
             start = time.perf_counter()
@@ -245,19 +245,19 @@ def profile(folder):
                 total = sum(kernel["us"] for kernel in kernels)
                 table = f"; kernels {total / 1000:.1f} ms\n\n"
                 table += timing.markdown(kernels[:20])
-            print(
-                f"\n## {name}, {precision}, {device.device_kind}: "
+            text.append(
+                f"## {name}, {precision}, {device.device_kind}: "
                 f"{1000 * seconds:.1f} ms, "
                 f"{notes['case']['batch'] / seconds:,.0f} images/s, ready "
-                f"after {ready - start:.0f} s{table}",
-                flush=True,
+                f"after {ready - start:.0f} s{table}"
             )
+            print(f"\n{text[-1]}", flush=True)
             results[f"{name}.{precision}"] = {
                 "ms": 1000 * seconds,
                 "kernels": kernels,
             }
             if FLAGS.output:
-                timing.write(FLAGS.output, results, "")
+                timing.write(FLAGS.output, results, "\n\n".join(text) + "\n")
 
 
 def kernels_of(step, steps=3):
@@ -401,6 +401,8 @@ def run(folder):
             started, failed = timing.start(
                 stack, workers, FLAGS.warm_up, at_once=True
             )
+            if not started:
+                continue
             results["cases"][name], rows = compare(notes, started, rates)
         results["cases"][name]["failed"] = failed
         title = "{student} <- {teacher}, {size} px, batch {batch}".format(

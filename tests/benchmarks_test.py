@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import subprocess
 import sys
 from unittest import mock
 
@@ -205,6 +206,68 @@ class HloStepTest(absltest.TestCase):
             # The second output is the new value of `learned`.
             np.testing.assert_array_equal(saved["updates"], [(1, j)])
             np.testing.assert_array_equal(saved["bfloat16"], [k])
+
+
+COMPARE = """
+import pathlib, sys
+from benchmarks import step_gpu
+
+class Worker:
+    def __init__(self, seconds):
+        self.seconds = seconds
+    def run(self, steps):
+        return {"seconds": self.seconds, "peak_mb": 1}
+
+folder, *precisions = sys.argv[1:]
+step_gpu.FLAGS(["", *(f"--precision={x}" for x in precisions)])
+notes, workers = step_gpu.contenders("b", pathlib.Path(folder))
+workers = {x: Worker(1 if "PyTorch" in x else 0.5) for x in workers}
+flops = next(iter(notes.values()))["flops"]
+results, rows = step_gpu.compare(notes, workers, {"float32": 4 * flops})
+print(*("|".join(row.values()) for row in rows), sep="\\n")
+"""
+
+
+class StepGPUTest(absltest.TestCase):
+    def run_python(self, *arguments):
+        # Not in this process, whose flags are those of other benchmarks.
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=pathlib.Path(__file__).parents[1],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    def test_writes_and_compares(self):
+        folder = pathlib.Path(self.create_tempdir().full_path)
+        sizes = {"batch": 2, "size": 32, "source": 40, "queue_size": 4}
+        self.run_python(
+            *("-m", "benchmarks.step_gpu", f"--write={folder}", "--case=b"),
+            *("--precision=float32", "--teacher=resnet18", "--losses=2"),
+            *(f"--{key}={value}" for key, value in sizes.items()),
+        )
+        notes = json.loads((folder / "b.float32.json").read_text())
+        self.assertLen(notes["losses"], 2)
+        self.assertTrue(np.isfinite(notes["losses"]).all())
+        self.assertGreater((folder / "b.float32.hlo").stat().st_size, 1e5)
+        with np.load(folder / "b.float32.npz") as saved:
+            shapes = [
+                hlo_step.value(saved, int(name.partition("_")[2])).shape
+                for name in saved.files
+                if name.startswith("parameter_")
+            ]
+        self.assertIn((4, 128), shapes)  # the queue
+        # Images are the program's argument.
+        self.assertNotIn((2, 40, 40, 3), shapes)
+        printed = self.run_python("-c", COMPARE, str(folder), "float32")
+        self.assertEqual(
+            [line.split("|") for line in printed.splitlines()],
+            [
+                ["PyTorch float32", "1000.0", "2", "1.00", "1", "25 %"],
+                ["seed_tf, float32", "500.0", "4", "2.00", "1", "50 %"],
+            ],
+        )
 
 
 class Cifar10GPUTest(absltest.TestCase):
