@@ -175,7 +175,7 @@ def load(stem):
     """A program's notes, a function that runs one step, JAX's device."""
     import jax
 
-    notes = json.loads(pathlib.Path(f"{stem}.json").read_text())
+    notes = notes_of(stem)
     program = hlo_step.Program(stem)
     device = jax.devices()[0]
     images = source_images(notes["case"]["batch"], notes["source"])
@@ -186,6 +186,17 @@ def load(stem):
         return float(loss)  # which waits for it
 
     return notes, step, device
+
+
+def notes_of(stem):
+    """What was written beside a program, once that was whole."""
+    path = pathlib.Path(f"{stem}.json")
+    if not path.exists():
+        raise app.UsageError(
+            f"There is no {path}. Write the programs where TensorFlow is, by "
+            "--write, with the same --case and --precision, and bring them."
+        )
+    return json.loads(path.read_text())
 
 
 def peak_mb(device):
@@ -324,7 +335,7 @@ def gpu():
 def contenders(name, folder):
     """The case's notes by precision, and functions that start workers."""
     notes = {
-        precision: json.loads((folder / f"{name}.{precision}.json").read_text())
+        precision: notes_of(folder / f"{name}.{precision}")
         for precision in FLAGS.precision
     }
 
@@ -350,6 +361,8 @@ def precision_of(label):
 def compare(notes, workers, rates):
     """Times what was started; rounds and rows."""
     case = Case(**notes[FLAGS.precision[0]]["case"])
+    if not workers:
+        return {"case": case._asdict(), "rounds": []}, []
     rounds, peaks = timing.take_turns(workers, FLAGS.rounds, FLAGS.steps)
     seconds = timing.medians(rounds)
     torch = [label for label in seconds if label in TORCH]
@@ -395,20 +408,19 @@ def run(folder):
     text = ["; ".join(f"{k}: {v}" for k, v in machine.items())]
     text += [f"{k}: {v / 1e12:.0f} TFLOP/s" for k, v in rates.items()]
     print("\n".join(text), flush=True)
-    for name in FLAGS.case:
-        notes, workers = contenders(name, folder)
+    cases = {name: contenders(name, folder) for name in FLAGS.case}
+    for name, (notes, workers) in cases.items():
         with contextlib.ExitStack() as stack:
             started, failed = timing.start(
                 stack, workers, FLAGS.warm_up, at_once=True
             )
-            if not started:
-                continue
-            results["cases"][name], rows = compare(notes, started, rates)
-        results["cases"][name]["failed"] = failed
+            result, rows = compare(notes, started, rates)
+        results["cases"][name] = {**result, "failed": failed}
         title = "{student} <- {teacher}, {size} px, batch {batch}".format(
-            **results["cases"][name]["case"]
+            **result["case"]
         )
-        text.append(f"## {name}: {title}\n\n{timing.markdown(rows)}")
+        table = timing.markdown(rows) if rows else "No contender started."
+        text.append(f"## {name}: {title}\n\n{table}")
         print(f"\n{text[-1]}", flush=True)
         if FLAGS.output:
             timing.write(FLAGS.output, results, "\n\n".join(text) + "\n")

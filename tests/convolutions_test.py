@@ -308,8 +308,11 @@ class BlocksTest(parameterized.TestCase):
             mock.patch.object(precision, "accelerated", lambda: True)
         )
 
-    def widths(self, layer, maps):
-        """Channels that convolutions see, a list."""
+    def widths(self, maps, dtype="float32", width=None, **options):
+        """Channels that a fused layer's convolutions see, a list."""
+        layer = build(keras.layers.Conv2D, dtype, **options)
+        layer.build((None, None, None, width or maps[3]))
+        fuse(keras.Sequential([layer]))
         spec = tf.TensorSpec(maps, layer.compute_dtype)
         function = tf.function(trained(layer)).get_concrete_function(spec)
         return [
@@ -334,16 +337,14 @@ class BlocksTest(parameterized.TestCase):
         expected = outputs_and_gradients(plain, x, upstream)
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        self.assertEqual(self.widths(fused, maps), [4 * 3])
+        self.assertEqual(self.widths(maps, **options), [4 * 3])
 
     @parameterized.parameters((3, 16), (1, 8))
     def test_whole_lanes_in_16_bits(self, width, expected):
-        layer = build(
-            keras.layers.Conv2D, "mixed_bfloat16", kernel_size=7, strides=2
+        found = self.widths(
+            (2, 32, 32, width), "mixed_bfloat16", kernel_size=7, strides=2
         )
-        layer.build((None, None, None, width))
-        fuse(keras.Sequential([layer]))
-        self.assertEqual(self.widths(layer, (2, 32, 32, width)), [expected])
+        self.assertEqual(found, [expected])
 
     @parameterized.parameters(
         (3, {"kernel_size": 3}),
@@ -354,10 +355,8 @@ class BlocksTest(parameterized.TestCase):
         (4, {"kernel_size": 3, "strides": 2}),
     )
     def test_others_stay(self, width, options):
-        layer = build(keras.layers.Conv2D, **options)
-        layer.build((None, None, None, width))
-        fuse(keras.Sequential([layer]))
-        self.assertEqual(self.widths(layer, (2, 16, 16, width)), [width])
+        found = self.widths((2, 16, 16, width), **options)
+        self.assertEqual(found, [width])
 
     def test_groups_stay(self):
         options = {"filters": 6, "kernel_size": 3, "strides": 2, "groups": 3}
@@ -375,16 +374,12 @@ class BlocksTest(parameterized.TestCase):
         (2, None, None, 3), (2, 16, None, 3), (2, 16, 16, None)
     )
     def test_images_of_unknown_size(self, *maps):
-        layer = build(keras.layers.Conv2D, kernel_size=3, strides=2)
-        layer.build((None, None, None, 3))
-        fuse(keras.Sequential([layer]))
-        self.assertNotIn(12, self.widths(layer, maps))
+        found = self.widths(maps, width=3, kernel_size=3, strides=2)
+        self.assertNotIn(12, found)
 
     def test_batches_of_any_size(self):
-        layer = build(keras.layers.Conv2D, kernel_size=3, strides=2)
-        layer.build((None, None, None, 3))
-        fuse(keras.Sequential([layer]))
-        self.assertEqual(self.widths(layer, (None, 16, 16, 3)), [12])
+        found = self.widths((None, 16, 16, 3), kernel_size=3, strides=2)
+        self.assertEqual(found, [12])
 
     def test_of_a_teacher(self):
         keras.utils.set_random_seed(0)

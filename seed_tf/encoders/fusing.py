@@ -26,8 +26,8 @@ def fuse(model, groups=1):
     maps in bfloat16 and, on accelerators, the gradients of max-pooling take
     faster ways. The layers stay what they are, to their weights, to
     `get_config` and to files; outputs, gradients and running statistics are
-    the same up to rounding. Layers that a kernel cannot stand in
-    for (synchronised, masked, of other axes or ranks, subclasses that compute
+    the same up to rounding. Layers that a kernel cannot stand in for
+    (synchronised, masked, of other axes or ranks, subclasses that compute
     something else) run as before, and so does inference.
 
     Args:
