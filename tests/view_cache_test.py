@@ -637,6 +637,8 @@ with (
 class LaunchersTest(absltest.TestCase):
     def launch(self, name, *arguments):
         launcher = import_launcher(f"experiments.{name}")
+        # Which launchers set, for their process.
+        self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
         self.enter_context(mock.patch.object(sys, "argv", [f"{name}.py"]))
         printed = io.StringIO()
         with flagsaver.flagsaver(), contextlib.redirect_stdout(printed):
