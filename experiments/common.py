@@ -305,9 +305,9 @@ class Data:
         if self.held_out is None:
             images = self._load(FLAGS.split, batch_size=1, shuffle=False)
             self.held_out = min(1000, int(images.cardinality()) // 20)
-        self.steps_per_epoch = (
-            int(self.training().cardinality()) // FLAGS.epochs
-        )
+        self._training = {}
+        steps = int(self.training().cardinality())
+        self.steps_per_epoch = steps // FLAGS.epochs
         self.labelled = None
         if FLAGS.knn_every:
             self.labelled = [
@@ -335,18 +335,21 @@ class Data:
 
     def training(self, first_step=0, shard=(0, 1)):
         """Batches of all epochs, from a step on."""
-        return self._load(
-            FLAGS.split,
-            image_size=whole_size(),
-            seed=FLAGS.seed,
-            views=self._views,
-            num_views=self._num_views,
-            view_cache=self._view_cache,
-            epochs=FLAGS.epochs,
-            first_step=first_step,
-            shard=shard,
-            held_out=self.held_out,
-        )
+        # Kept, as a quarter of a second of a start is to build one.
+        if (first_step, shard) not in self._training:
+            self._training[first_step, shard] = self._load(
+                FLAGS.split,
+                image_size=whole_size(),
+                seed=FLAGS.seed,
+                views=self._views,
+                num_views=self._num_views,
+                view_cache=self._view_cache,
+                epochs=FLAGS.epochs,
+                first_step=first_step,
+                shard=shard,
+                held_out=self.held_out,
+            )
+        return self._training[first_step, shard]
 
     def unseen(self):
         """Centre crops of the images that training leaves out."""

@@ -52,6 +52,20 @@ class ThreefryTest(parameterized.TestCase):
         expected = [threefry_numpy(row[:2], row[2:]) for row in words.tolist()]
         np.testing.assert_array_equal(bits, expected)
 
+    def test_shapes_are_known_and_few_operations_added_to_a_graph(self):
+        function = tf.function(lambda keys, x: stateless.threefry(keys, x, x))
+        for batch, numbers, expected in (
+            (4, [3, 1], [3, 4, 2]),
+            (None, [], [None, 2]),
+            (None, [5, 1], [5, None, 2]),
+        ):
+            concrete = function.get_concrete_function(
+                tf.TensorSpec([batch, 2], tf.uint32),
+                tf.TensorSpec(numbers, tf.uint32),
+            )
+            self.assertEqual(concrete.output_shapes.as_list(), expected)
+            self.assertLess(len(concrete.graph.get_operations()), 30)
+
 
 class ImageSeedsTest(parameterized.TestCase):
     def test_replicas_draw_what_one_device_draws(self):
