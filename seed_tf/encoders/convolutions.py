@@ -76,7 +76,8 @@ def convolution_in_training(layer, maps, kernel):
     kernel = tf.convert_to_tensor(ops.convert_to_tensor(kernel))
     if size == stride == 1:
         rows = tf.reshape(maps, (-1, kernel.shape[2]))
-        rows = tf.matmul(rows, kernel[0, 0])
+        # Not a slice, whose gradient is a copy.
+        rows = tf.matmul(rows, tf.reshape(kernel, kernel.shape[2:]))
         return tf.reshape(rows, (-1, *sides, layer.filters))
     if (
         maps.dtype == tf.bfloat16
