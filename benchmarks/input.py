@@ -33,7 +33,8 @@ flags.DEFINE_float("enlarge", 1.0, "By which photographs grow before it all.")
 flags.DEFINE_integer("size", 224, "Pixels of a view.")
 flags.DEFINE_integer("small_size", 96, "Pixels of a small view.")
 flags.DEFINE_integer("batch_size", 32, "Images in a batch of the pipelines.")
-flags.DEFINE_integer("repeats", 3, "Passes over the images.")
+flags.DEFINE_integer("repeats", 3, "Passes over the images, and turns.")
+flags.DEFINE_float("seconds", 6.0, "Of a pipeline's turn.")
 
 
 def resized(pixels, box, size):
@@ -112,9 +113,11 @@ def decoding(files, scale, count, size):
 
 
 def pipelines(folder):
-    """Median images per second of `load`, first batch left out.
+    """Median over turns of each pipeline's images per second.
 
-    The last of them makes views of the crops, as the model's step does.
+    Of a turn the second half counts: `load` finds by trying how many images to
+    decode at once. The last pipeline makes views of the crops, as the model's
+    step does.
     """
     view = views.moco_v2(FLAGS.size)
     pair = views.multi_crop(
@@ -137,18 +140,19 @@ def pipelines(folder):
                 data_dir=folder,
                 batch_size=FLAGS.batch_size,
                 seed=repeat,
-                epochs=3,
+                epochs=10**6,
                 **options,
             )
-            start, count = None, 0
+            times = []
             for step, batch in enumerate(dataset):
                 if "rest" in name:
                     finish(batch, tf.constant(step, tf.int64))
-                if start is None:  # the first batch starts threads
-                    start = time.perf_counter()
-                else:
-                    count += FLAGS.batch_size
-            rates[name].append(count / (time.perf_counter() - start))
+                times.append(time.perf_counter())
+                if times[-1] > times[0] + FLAGS.seconds:
+                    break
+            times = times[len(times) // 2 :]
+            count = (len(times) - 1) * FLAGS.batch_size
+            rates[name].append(count / (times[-1] - times[0]))
     return {name: statistics.median(rate) for name, rate in rates.items()}
 
 
