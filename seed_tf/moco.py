@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import losses, stateless
+from seed_tf import losses, replicas, stateless
 from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.encoders.fusing import fuse
 from seed_tf.two_tower import (
@@ -94,8 +94,8 @@ class MoCo(TwoTower):
         dry_run(self.momentum_encoder, "encoder", samples)
         self.momentum_encoder.set_weights(encoder.get_weights())
         fuse(encoder)
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        fuse(self.momentum_encoder, shuffle_groups if replicas == 1 else 1)
+        count = self.distribute_strategy.num_replicas_in_sync
+        fuse(self.momentum_encoder, shuffle_groups if count == 1 else 1)
         self.queue_size = queue_size
         self.temperature = temperature
         self.momentum = momentum
@@ -128,9 +128,9 @@ class MoCo(TwoTower):
         gradient_norm = self.minimise(
             gradients, self.encoder.trainable_variables
         )
-        self.average_statistics(self.encoder)
+        replicas.average_statistics(self.encoder)
         self._follow()
-        self.queue.enqueue(self.all_replicas(key))
+        self.queue.enqueue(replicas.gather(key))
         self.step.assign_add(1)
         return self.log(
             loss=loss,
@@ -195,7 +195,7 @@ class MoCo(TwoTower):
 
     def _keys(self, view):
         """The momentum encoder's embeddings `[B, D]`, without gradient."""
-        everyone = self.all_replicas(view)
+        everyone = replicas.gather(view)
         batch, total = view.shape[0], everyone.shape[0]
         # One order for all replicas: it depends on the step alone.
         draws = stateless.uniform(
@@ -208,7 +208,7 @@ class MoCo(TwoTower):
             return tf.slice(order, [replica * batch], [batch])
 
         view = tf.gather(everyone, mine(order))
-        keys = self.all_replicas(self.xla(self._forward)(view))
+        keys = replicas.gather(self.xla(self._forward)(view))
         keys = tf.gather(keys, mine(tf.argsort(order)))
         return ops.stop_gradient(keys)
 

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import losses, precision
+from seed_tf import losses, precision, replicas
 from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.encoders.frozen import Frozen
 from seed_tf.encoders.fusing import fuse
@@ -166,9 +166,9 @@ class SEED(TwoTower):
         gradient_norm = self.minimise(
             gradients, self.student.trainable_variables
         )
-        self.average_statistics(self.student)
+        replicas.average_statistics(self.student)
         for queue, target in zip(self._queues, targets, strict=True):
-            queue.enqueue(self.all_replicas(target))
+            queue.enqueue(replicas.gather(target))
         self.step.assign_add(1)
         return self.log(
             loss=loss,

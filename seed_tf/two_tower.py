@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import stateless
+from seed_tf import replicas, stateless
 from seed_tf.images import check_channels, check_value_range
 from seed_tf.losses import normalise
 
@@ -129,8 +129,8 @@ class TwoTower(keras.Model):
         Keras sums the gradients of the replicas and leaves the division by
         their number to custom steps.
         """
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return self.optimizer.scale_loss(loss / replicas)
+        count = tf.distribute.get_strategy().num_replicas_in_sync
+        return self.optimizer.scale_loss(loss / count)
 
     def xla(self, function):
         """The function, compiled by XLA if `compile` was told to.
@@ -155,57 +155,17 @@ class TwoTower(keras.Model):
         """
         norm = tf.linalg.global_norm(gradients) / self.scale(1.0)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients = _overflow_of_all(gradients, norm)
+            gradients = replicas.overflow_of_all(gradients, norm)
         self.optimizer.apply(gradients, variables)
         # Float16's loss scaling skips steps that overflow: no norm to report.
         return tf.where(tf.math.is_finite(norm), norm, 0.0)
-
-    def all_replicas(self, tensor):
-        """`[B, ...]` of every replica, concatenated in replica order."""
-        context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync
-        if replicas == 1:
-            return tensor
-        batch, *shape = tensor.shape
-        gathered = context.all_gather(tensor, axis=0)
-        # all_gather forgets the static shape.
-        return tf.ensure_shape(gathered, [batch and replicas * batch, *shape])
-
-    def average_statistics(self, tower):
-        """Gives all replicas the mean of their BatchNorm's running statistics.
-
-        Keras lets those of unsynchronised layers part, so that workers would
-        save and evaluate different networks.
-        """
-        context = tf.distribute.get_replica_context()
-        variables = [
-            variable
-            for layer in tower._flatten_layers()
-            if isinstance(layer, keras.layers.BatchNormalization)
-            and not layer.synchronized
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
-        if context.num_replicas_in_sync == 1 or not variables:
-            return
-        means = context.all_reduce(
-            tf.distribute.ReduceOp.MEAN,
-            [v.value.read_value() for v in variables],
-        )
-        for variable, mean in zip(variables, means, strict=True):
-            variable.assign(mean)
 
     def log(self, **values):
         """Updates the running mean of each value; returns all of them.
 
         Of several replicas it is the mean over all.
         """
-        context = tf.distribute.get_replica_context()
-        if context.num_replicas_in_sync > 1:
-            means = context.all_reduce(
-                tf.distribute.ReduceOp.MEAN, tf.stack(list(values.values()))
-            )
-            values = dict(zip(values, tf.unstack(means), strict=True))
-        for name, value in values.items():
+        for name, value in replicas.average(values).items():
             self._means[name].update_state(value)
         return {name: self._means[name].result() for name in values}
 
@@ -226,7 +186,7 @@ class TwoTower(keras.Model):
 
     def track(self, *names):
         """Creates the running means that `log` updates."""
-        self._means = {name: _MeanOfReplicas(name=name) for name in names}
+        self._means = {name: replicas.Mean(name=name) for name in names}
 
     @property
     def metrics(self):
@@ -264,7 +224,7 @@ class TwoTower(keras.Model):
                 f"Received: loss={self.loss!r}."
             )
         if self.distribute_strategy.num_replicas_in_sync > 1:
-            self._check_for_replicas(x, kwargs.get("steps_per_epoch"))
+            replicas.check(self, x, kwargs.get("steps_per_epoch"))
         _check_value_range(x)
         # Keras warns that its own default is without effect on a dataset.
         kwargs.setdefault("shuffle", not isinstance(x, _DATASETS))
@@ -283,94 +243,13 @@ class TwoTower(keras.Model):
         if self.distribute_strategy.num_replicas_in_sync == 1:
             super().make_train_function(force)
         elif self.train_function is None or force:
-            self.train_function = self._on_replicas(self.train_step)
+            self.train_function = replicas.on_all(self, self.train_step)
 
     def make_test_function(self, force=False):
         if self.distribute_strategy.num_replicas_in_sync == 1:
             super().make_test_function(force)
         elif self.test_function is None or force:
-            self.test_function = self._on_replicas(self.test_step)
-
-    def _on_replicas(self, step):
-        """What Keras calls with an iterator, for several replicas.
-
-        Keras's own (`TensorFlowTrainer._make_function`) fails there. It
-        compiles all replicas into one XLA program, whose variables would lie
-        on several devices; for `steps_per_execution` it calls a `tf.function`
-        within a condition within a loop, and TensorFlow cannot place that on
-        several devices; and it averages the scalar logs of several workers
-        over an axis that they do not have.
-        """
-        strategy, count = self.distribute_strategy, self.steps_per_execution
-
-        @tf.autograph.experimental.do_not_convert
-        def execute(iterator):
-            def run(i):
-                strategy.run(step, args=(next(iterator),))
-                return i + 1
-
-            if count > 1:
-                tf.while_loop(
-                    lambda i: i < count, run, [0], parallel_iterations=1
-                )
-            else:
-                run(0)
-            return self.get_metrics_result()
-
-        if not self.run_eagerly:
-            execute = tf.function(execute, reduce_retracing=True)
-
-        def function(iterator):
-            if not isinstance(iterator, tf.distribute.DistributedIterator):
-                raise ValueError(
-                    "Several replicas train and evaluate by `fit` and "
-                    "`evaluate`, not on single batches."
-                )
-            return execute(iterator)
-
-        return function
-
-    def _check_for_replicas(self, x, steps):
-        """Refuses data and settings that several replicas cannot share."""
-        strategy = self.distribute_strategy
-        replicas = strategy.num_replicas_in_sync
-        by_worker = isinstance(x, tf.distribute.DistributedDataset)
-        workers = tf.distribute.MultiWorkerMirroredStrategy
-        if isinstance(strategy, workers) and not by_worker:
-            raise ValueError(
-                "Each worker must read its own rows of a batch: pass what "
-                "`seed_tf.training.devices.distribute(strategy, load)` gives. "
-                f"Received: {type(x).__name__}."
-            )
-        if isinstance(x, tf.data.Dataset):
-            batch = tf.nest.flatten(x.element_spec)[0].shape[0]
-            if batch is None or batch % replicas:
-                raise ValueError(
-                    f"{replicas} replicas share each batch: its size must be "
-                    "known (`batch(..., drop_remainder=True)`) and a multiple "
-                    f"of {replicas}. Received: batches of "
-                    f"{'unknown size' if batch is None else batch}."
-                )
-            steps = steps or int(x.cardinality())
-        if steps and max(steps, 1) % self.steps_per_execution:
-            raise ValueError(
-                f"With {replicas} replicas, `steps_per_execution` must divide "
-                "the steps of an epoch, and these be known. Received: "
-                f"steps_per_execution={self.steps_per_execution}, "
-                f"{steps if steps > 0 else 'unknown'} steps."
-            )
-        synchronised = [
-            layer.name
-            for layer in self._flatten_layers()
-            if getattr(layer, "synchronized", False) and layer.trainable
-        ]
-        if self.jit_compile and synchronised:
-            raise ValueError(
-                "XLA compiles what each replica does alone, and synchronised "
-                "BatchNorm is not that: leave out `jit_compile=True` or the "
-                "synchronisation. Received: synchronised layers "
-                f"{', '.join(synchronised)}."
-            )
+            self.test_function = replicas.on_all(self, self.test_step)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing: model, metrics and optimizer are built.
@@ -395,18 +274,6 @@ class TwoTower(keras.Model):
             for key, value in config.items()
         }
         return cls(**revived)
-
-
-class _MeanOfReplicas(keras.metrics.Mean):
-    """The running mean of values that all replicas agree upon.
-
-    Keras keeps one mean per replica and adds them up wherever one is read: on
-    several hosts all would have to read it at the same time.
-    """
-
-    def add_variable(self, *args, **kwargs):
-        kwargs["aggregation"] = "only_first_replica"
-        return super().add_variable(*args, **kwargs)
 
 
 class StopAtNaN(keras.callbacks.Callback):
@@ -490,20 +357,6 @@ def cosine(a, b):
 def embed(tower, view, training=False):
     """L2-normalised float32 embeddings `[B, D]` of a view."""
     return normalise(tower(view, training=training))
-
-
-def _overflow_of_all(gradients, norm):
-    """Gradients that are NaN on every replica if one replica's overflow.
-
-    Keras decides by the first replica's alone whether a step is skipped, as
-    if gradients were summed already, and lets those of others spoil the sum.
-    """
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return gradients
-    total = context.all_reduce(tf.distribute.ReduceOp.SUM, norm)
-    spoil = tf.where(tf.math.is_finite(total), 0.0, np.nan)
-    return [g if g is None else g + tf.cast(spoil, g.dtype) for g in gradients]
 
 
 def _seed_generator_states(tower):
