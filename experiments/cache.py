@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 import seed_tf
-from experiments import common
+from experiments import common, data
 from seed_tf import recipes, view_cache
 
 FLAGS = flags.FLAGS
@@ -53,7 +53,7 @@ def main(_):
             write=functools.partial(print, flush=True),
             split=FLAGS.split,
             data_dir=FLAGS.data_dir,
-            image_size=common.whole_size(),
+            image_size=data.whole_size(),
             download=FLAGS.download,
             corrupt=seed_tf.datasets.CorruptFiles(FLAGS.max_corrupt_fraction),
         )
