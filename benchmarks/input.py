@@ -150,7 +150,7 @@ def pipelines(folder):
                 times.append(time.perf_counter())
                 if times[-1] > times[0] + FLAGS.seconds:
                     break
-            times = times[len(times) // 2 :]
+            times = times[(len(times) - 1) // 2 :]
             count = (len(times) - 1) * FLAGS.batch_size
             rates[name].append(count / (times[-1] - times[0]))
     return {name: statistics.median(rate) for name, rate in rates.items()}

@@ -10,8 +10,6 @@ The generator is Threefry-2x32 with 20 rounds: Salmon et al., "Parallel random
 numbers: as easy as 1, 2, 3", SC 2011.
 """
 
-import functools
-
 import tensorflow as tf
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -99,12 +97,8 @@ def threefry(key, counter0, counter1):
         uint32 `[..., 2]`, random bits.
     """
     key = tf.cast(key, tf.uint32)
-    words = [key[..., 0], key[..., 1], counter0, counter1]
-    bits = tf.stack(_rounds(*words), axis=-1)
-    shapes = [tf.convert_to_tensor(word).shape for word in words]
-    shape = functools.reduce(tf.broadcast_static_shape, shapes)
-    bits.set_shape(shape.concatenate(2))
-    return bits
+    words = _rounds(key[..., 0], key[..., 1], counter0, counter1)
+    return tf.stack(words, axis=-1)
 
 
 # Traced once: its operations by the hundred would take a start 20 ms wherever

@@ -1,5 +1,15 @@
-"""absl's temporary folders under pytest."""
+"""absl's temporary folders under pytest, and what no test may leave."""
 
+import keras
+import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def precision_ends_with_the_test():
+    yield
+    policy = keras.mixed_precision.global_policy().name
+    keras.mixed_precision.set_global_policy("float32")
+    assert policy == "float32", f"The test leaves the policy {policy}."

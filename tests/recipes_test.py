@@ -380,6 +380,27 @@ class LauncherTest(absltest.TestCase):
                 self.launcher.main([])
         return printed.getvalue()
 
+    def test_images_of_a_training_are_set_up_once(self):
+        load = seed_tf.datasets.load
+        with (
+            flagsaver.flagsaver(),
+            mock.patch.object(seed_tf.datasets, "load", wraps=load) as loads,
+        ):
+            self.launcher.FLAGS(
+                [
+                    *("distill.py", "--dataset=digits", "--image_size=16"),
+                    *("--batch_size=400", "--epochs=2", "--knn_every=0"),
+                    *("--held_out=0", "--teacher=t", "--output=o"),
+                ]
+            )
+            data = self.launcher.common.Data(None, 1)
+            self.assertEqual(data.steps_per_epoch, 3)
+            whole = list(data.training())
+            self.assertEqual(loads.call_count, 1)
+            rest = list(data.training(first_step=4))
+        self.assertLen(whole, 6)
+        np.testing.assert_array_equal(rest, whole[4:])
+
     def test_list(self):
         # No other flag is needed for it.
         printed = self.main("--recipe=list")
