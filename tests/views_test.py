@@ -685,8 +685,8 @@ class PipelinesTest(LayerTest):
         view = views.View(
             [
                 *views.moco_v2(24).layers,
-                keras_cv.layers.RandomCutout((0.5, 0.5), (0.5, 0.5)),
-                keras.layers.RandomRotation(0.1),
+                keras_cv.layers.RandomCutout((0.5, 0.5), (0.5, 0.5), seed=1),
+                keras.layers.RandomRotation(0.1, seed=1),
                 keras.layers.Rescaling(0.5),
             ]
         )
