@@ -25,7 +25,10 @@ import sys
 
 from absl import app, flags
 
-from seed_tf.evaluation import figures, report
+from seed_tf.reporting import (
+    figures,
+    tables,
+)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Holds train/ and test/.", required=True)
@@ -212,9 +215,9 @@ def conclude(every):
     total = sum(row["minutes"] or 0 for row in rows)
     sentence = f"Trained for {total:.0f} minutes in all."
     columns = list(rows[0])
-    print(f"\n{report.table(shown, columns)}\n\n{sentence}")
+    print(f"\n{tables.table(shown, columns)}\n\n{sentence}")
     with open(os.path.join(FLAGS.output, "results.md"), "w") as f:
-        table = report.table(shown, columns, fmt="markdown")
+        table = tables.table(shown, columns, fmt="markdown")
         f.write(f"{table}\n\n{sentence}\n")
     with open(os.path.join(FLAGS.output, "results.json"), "w") as f:
         json.dump(rows, f, indent=2)

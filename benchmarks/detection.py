@@ -2,14 +2,14 @@
 
     python -m benchmarks.detection --output=runs/detection
 
-Handwritten digits are placed on black squares (`seed_tf.datasets.canvas`). A
-ResNet of 16 channels is distilled with SEED, from a teacher twice as wide that
-MoCo v2 trained, on single digits without labels. Then it is the backbone of a
-RetinaNet, which is fine-tuned on the squares; and so is the same network from
-the same random start, for the same steps, images and settings. BatchNorm learns
-in both. Ends with a table of COCO's average precision on other digits
-(results.md, .json, .csv, .png) and a picture (detections.png).
-"""
+Handwritten digits are placed on black squares
+(`seed_tf.detection.synthetic_detection`). A ResNet of 16 channels is distilled
+with SEED, from a teacher twice as wide that MoCo v2 trained, on single digits
+without labels. Then it is the backbone of a RetinaNet, which is fine-tuned on
+the squares; and so is the same network from the same random start, for the same
+steps, images and settings. BatchNorm learns in both. Ends with a table of
+COCO's average precision on other digits (results.md, .json, .csv, .png) and a
+picture (detections.png)."""
 
 import time
 
@@ -18,11 +18,11 @@ import tensorflow as tf
 from absl import flags
 
 import seed_tf
-from experiments import common
-from seed_tf.datasets.canvas import canvas
+from seed_tf import detection
+from seed_tf.cli import common
+from seed_tf.detection.synthetic_detection import synthetic_detection
 from seed_tf.encoders.resnet import resnet
-from seed_tf.evaluation import detection
-from seed_tf.training.callbacks import duration
+from seed_tf.io.units import duration
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output", "runs/detection", "Folder for the results.")
@@ -89,9 +89,11 @@ def pretrained(seed):
 def main(_):
     start = time.monotonic()
     train = tf.data.Dataset.from_tensor_slices(
-        canvas("train", FLAGS.train_images)
+        synthetic_detection("train", FLAGS.train_images)
     )
-    test = tf.data.Dataset.from_tensor_slices(canvas("test", FLAGS.test_images))
+    test = tf.data.Dataset.from_tensor_slices(
+        synthetic_detection("test", FLAGS.test_images)
+    )
     scores, images, drawn = detection.compare(
         {
             "from scratch": lambda seed: build_encoder(16, seed),

@@ -29,13 +29,16 @@ from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
 
 import seed_tf
-from seed_tf.evaluation import figures, report
 from seed_tf.export import checking, saved_model
 from seed_tf.export.litert import litert
 from seed_tf.export.litert import load as load_litert
 from seed_tf.export.onnx import load as load_onnx
 from seed_tf.export.onnx import onnx
 from seed_tf.export.outputs import Outputs
+from seed_tf.reporting import (
+    figures,
+    tables,
+)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -400,7 +403,7 @@ def budget_table(rows, fmt):
     columns = ["outputs"]
     for stored in STORED:
         columns += [stored, f"{stored} bytes"]
-    return report.table(list(lines.values()), columns, fmt)
+    return tables.table(list(lines.values()), columns, fmt)
 
 
 # What it all is about, and how it looks.
@@ -578,7 +581,7 @@ def formats_table(rows, cases, fmt):
         lines.append(line)
     columns = ["format", "MB", "cosine", "neighbours shared"]
     columns += ["k-NN", "lost", "lost, mixed"] if "k-NN" in rows[0] else []
-    return report.table(lines, [*columns, *cases, "budget"], fmt)
+    return tables.table(lines, [*columns, *cases, "budget"], fmt)
 
 
 def _texts(title, rows, cases, budget, counts, fmt):

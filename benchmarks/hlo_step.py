@@ -25,7 +25,7 @@ _SAMPLE = 4096  # values from which more are drawn
 
 def for_accelerators():
     """Within, steps are traced as for a GPU or a TPU."""
-    from seed_tf import precision
+    from seed_tf.acceleration import precision
 
     return mock.patch.object(precision, "accelerated", lambda: True)
 

@@ -21,10 +21,14 @@ import tensorflow as tf
 from absl import app, flags
 from PIL import Image
 
-from seed_tf import datasets, stateless, views
+from seed_tf import (
+    datasets,
+    random,
+    views,
+)
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.datasets.folders import ImageFolder
-from seed_tf.two_tower import TwoTower
+from seed_tf.trainer import Trainer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("images", None, "A folder of JPEGs, or a .tar of one.")
@@ -95,8 +99,8 @@ def decoding(files, scale, count, size):
     layer = views.RandomResizedCrop(size, scale)
     rates = {name: [] for name in WAYS}
     for repeat in range(FLAGS.repeats):
-        seeds = stateless.image_seeds(0, repeat, count * len(files))
-        draws = stateless.uniform(seeds, layer.num_uniforms).numpy()
+        seeds = random.image_seeds(0, repeat, count * len(files))
+        draws = random.uniform(seeds, layer.num_uniforms).numpy()
         draws = np.split(draws, len(files))
         seconds = dict.fromkeys(WAYS, 0.0)
         for data, draw in zip(files, draws, strict=True):
@@ -130,7 +134,7 @@ def pipelines(folder):
         "whole images": {"image_size": FLAGS.size},
         "crops, and the rest of the view": {"views": view},
     }
-    tower = TwoTower(views=view)
+    tower = Trainer(views=view)
     finish = tf.function(tower.augment, reduce_retracing=True)
     rates = {name: [] for name in ways}
     for repeat in range(FLAGS.repeats):

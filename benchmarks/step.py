@@ -149,7 +149,7 @@ def compare(case):
         kept = {name: torch[name] for name in dict.fromkeys([AUTHORS, fastest])}
         for name in torch.keys() - kept.keys():
             torch[name].close()
-        default = seed_tf.precision.of_student()
+        default = seed_tf.acceleration.precision.default_student_policy()
         ours = {
             f"seed_tf, {policy}{', default' * (policy == default)}": contender(
                 case, precision=policy

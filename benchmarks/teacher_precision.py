@@ -4,7 +4,7 @@
         --data_dir=photos --image_size=32
 
 The same views of images go to the teacher's copy in float32 and to the one in
-bfloat16 (`seed_tf.encoders.Frozen`); the last of the images are queries, the
+bfloat16 (`FoldedTeacher`); the last of the images are queries, the
 others a queue. Printed are the error of cosines, how often the nearest point of
 the queue is the same, and for each temperature the KL divergence of the target
 in bfloat16 from that in float32; beside it, to judge it by, the divergence of
@@ -16,7 +16,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from seed_tf import checkpoints, datasets, recipes
-from seed_tf.encoders import Frozen
+from seed_tf.acceleration.folded_teacher import FoldedTeacher
 from seed_tf.evaluation.advice import view_embeddings
 
 FLAGS = flags.FLAGS
@@ -42,7 +42,7 @@ def embeddings(teacher, dtype, seed=0):
     options["batch_size"] = FLAGS.batch_size
     batches = datasets.load("folder", **options)
     batches = batches.take(-(-count // FLAGS.batch_size))
-    frozen = Frozen(teacher, dtype)
+    frozen = FoldedTeacher(teacher, dtype)
     found = view_embeddings(
         lambda images, training: frozen(images), batches, views, seed=seed
     )

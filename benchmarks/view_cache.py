@@ -52,7 +52,7 @@ def work(case, cached, view):
     import seed_tf
 
     case = Case(*case)
-    precision = seed_tf.precision.of_student()
+    precision = seed_tf.acceleration.precision.default_student_policy()
     layers = seed_tf.views.moco_v2(case.size).layers if view else []
     seed = model(case, precision, views=seed_tf.views.View(layers))
     images = random_images(case)

@@ -11,14 +11,14 @@ from seed_tf import (
     evaluation,
     export,
     losses,
-    precision,
+    random,
     recipes,
     search,
-    stateless,
     training,
     view_cache,
     views,
 )
+from seed_tf.acceleration import precision
 from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.encoders import Encoder, backbone
 from seed_tf.moco import MoCo
@@ -40,7 +40,7 @@ __all__ = [
     "precision",
     "recipes",
     "search",
-    "stateless",
+    "random",
     "training",
     "view_cache",
     "views",

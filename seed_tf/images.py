@@ -1,6 +1,20 @@
-"""What every entrance checks of images before any work on them."""
+"""What every entrance of images shares: sizes and checks."""
 
 import numpy as np
+
+
+def shorter_side(image_size):
+    """Returns the shorter side to resize to before a central square is cut.
+
+    The paper resizes to 256 pixels and cuts 224.
+
+    Args:
+        image_size: int, pixels of the square.
+
+    >>> shorter_side(224)
+    256
+    """
+    return round(image_size * 256 / 224)
 
 
 def check_channels(images):

@@ -26,6 +26,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from seed_tf.embeddings import l2_normalise
+
 
 def _attention(queries, own, queue, block_size, include_own=True):
     """Softmax attention of `queries` over {own point, queue}, streamed.
@@ -370,7 +372,7 @@ def kmeans_clustering(
         sums = ops.segment_sum(queue, nearest, num_segments=centroids.shape[0])
         # An empty cluster keeps its centroid.
         empty = ops.all(sums == 0, axis=1, keepdims=True)
-        centroids = ops.where(empty, centroids, normalise(sums))
+        centroids = ops.where(empty, centroids, l2_normalise(sums))
     target = ops.argmax(ops.matmul(teacher, ops.transpose(centroids)), axis=1)
     logits = ops.matmul(student, ops.transpose(centroids)) / student_temperature
     return keras.losses.sparse_categorical_crossentropy(
@@ -412,9 +414,3 @@ def online_clustering(
     return keras.losses.categorical_crossentropy(
         ops.exp(log_codes), logits, from_logits=True
     )
-
-
-def normalise(embeddings):
-    """L2-normalises the last axis in float32, for embeddings of any dtype."""
-    embeddings = ops.cast(embeddings, "float32")
-    return ops.normalize(embeddings, axis=-1, epsilon=1e-12)

@@ -4,11 +4,15 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import losses, replicas, stateless
+from seed_tf import (
+    losses,
+    random,
+    replicas,
+)
+from seed_tf.acceleration.fused_layers import fuse
 from seed_tf.embedding_queue import EmbeddingQueue
-from seed_tf.encoders.fusing import fuse
-from seed_tf.two_tower import (
-    TwoTower,
+from seed_tf.trainer import (
+    Trainer,
     cosine,
     dry_run,
     embed,
@@ -18,7 +22,7 @@ from seed_tf.two_tower import (
 
 
 @keras.saving.register_keras_serializable(package="seed_tf")
-class MoCo(TwoTower):
+class MoCo(Trainer):
     """Momentum contrast: an encoder learns to tell images apart.
 
     Two views of every image; the encoder's embedding of the first must match
@@ -120,7 +124,7 @@ class MoCo(TwoTower):
                 "`dataset.batch(..., drop_remainder=True)`. "
                 f"Received: batches of shape {tuple(images.shape)}."
             )
-        self.reseed(self.encoder, self.momentum_encoder)
+        self.reset_dropout_seeds(self.encoder, self.momentum_encoder)
         key_view = self.xla(self._key_view)
         key = self._keys(key_view(images))
         forward_and_back = self.xla(self._forward_and_back)
@@ -129,7 +133,7 @@ class MoCo(TwoTower):
             gradients, self.encoder.trainable_variables
         )
         replicas.average_statistics(self.encoder)
-        self._follow()
+        self._update_momentum_encoder()
         self.queue.enqueue(replicas.gather(key))
         self.step.assign_add(1)
         return self.log(
@@ -177,7 +181,7 @@ class MoCo(TwoTower):
         )
         return ops.mean(loss), ops.mean(metrics["accuracy"])
 
-    def _follow(self):
+    def _update_momentum_encoder(self):
         """Moves the momentum encoder's weights towards the encoder's.
 
         BatchNorm's statistics are copied: training takes the batch's own.
@@ -198,8 +202,8 @@ class MoCo(TwoTower):
         everyone = replicas.gather(view)
         batch, total = view.shape[0], everyone.shape[0]
         # One order for all replicas: it depends on the step alone.
-        draws = stateless.uniform(
-            stateless.image_seeds(self.seed, self.step.value, total), 1
+        draws = random.uniform(
+            random.image_seeds(self.seed, self.step.value, total), 1
         )
         order = tf.argsort(draws[:, 0])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group

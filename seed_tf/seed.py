@@ -6,12 +6,17 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import losses, precision, replicas
+from seed_tf import (
+    losses,
+    replicas,
+)
+from seed_tf.acceleration import precision
+from seed_tf.acceleration.folded_teacher import FoldedTeacher
+from seed_tf.acceleration.fused_layers import fuse
 from seed_tf.embedding_queue import EmbeddingQueue
-from seed_tf.encoders.frozen import Frozen
-from seed_tf.encoders.fusing import fuse
-from seed_tf.two_tower import (
-    TwoTower,
+from seed_tf.embeddings import l2_normalise
+from seed_tf.trainer import (
+    Trainer,
     cosine,
     dry_run,
     embed,
@@ -21,7 +26,7 @@ from seed_tf.two_tower import (
 
 
 @keras.saving.register_keras_serializable(package="seed_tf")
-class SEED(TwoTower):
+class SEED(Trainer):
     """Trains a student to see the similarities that a frozen teacher sees.
 
     Of every image one augmented view goes to both towers. The student learns
@@ -41,7 +46,7 @@ class SEED(TwoTower):
     Args:
         student: keras.Model, images `[B, H, W, 3]` float32 in [0, 255] ->
             embeddings `[B, D]`. Trained.
-        teacher: keras.Model of the same kind and the same D. Frozen here
+        teacher: keras.Model of the same kind and the same D. FoldedTeacher here
             (`trainable = False`) and always run in inference mode.
         views: layer or callable, uint8 `[B, H, W, 3]` -> float32
             `[B, s, s, 3]` in [0, 255], e.g. `seed_tf.views.moco_v2(224)`.
@@ -53,8 +58,8 @@ class SEED(TwoTower):
         same_view: bool, whether both towers see one view of an image, as in
             the paper, or each its own; not for multi-crop.
         teacher_precision: "float32", "bfloat16", or None for what
-            `seed_tf.precision.of_teacher` says, for the copy of the teacher
-            that gives the targets, see `seed_tf.encoders.Frozen`.
+            `acceleration.precision.default_teacher_precision` says, for the
+            copy of the teacher that gives the targets, see `FoldedTeacher`.
         seed: int. Views and dropout are functions of it and the step.
 
     Logged at every step: "loss", the cross-entropy; "gap", the loss less the
@@ -121,9 +126,10 @@ class SEED(TwoTower):
         self.student, self.teacher = student, teacher
         self.teacher.trainable = False
         self.teacher_precision = teacher_precision
-        self.frozen = Frozen(
+        self.frozen = FoldedTeacher(
             teacher,
-            teacher_precision or precision.of_teacher(teacher_temperature),
+            teacher_precision
+            or precision.default_teacher_precision(teacher_temperature),
         )
         fuse(student)
         self.queue_size = queue_size
@@ -160,7 +166,7 @@ class SEED(TwoTower):
 
     def train_step(self, data):
         images = keras.utils.unpack_x_y_sample_weight(data)[0]
-        self.reseed(self.student)
+        self.reset_dropout_seeds(self.student)
         forward_and_back = self.xla(self._forward_and_back)
         targets, loss, health, gradients = forward_and_back(images)
         gradient_norm = self.minimise(
@@ -206,7 +212,7 @@ class SEED(TwoTower):
 
     def _targets(self, views):
         """The teacher's embeddings of each size of view, without gradient."""
-        return [losses.normalise(self.frozen(view)) for view in views]
+        return [l2_normalise(self.frozen(view)) for view in views]
 
     def _cached_targets(self, embeddings):
         """The same, stored: float16 `[B, n, D]`, full-size view first."""
@@ -226,7 +232,7 @@ class SEED(TwoTower):
                 f"shape {tuple(embeddings.shape)}. The view cache is of "
                 "another teacher or of other views."
             )
-        rows = losses.normalise(ops.cast(embeddings, "float32"))
+        rows = l2_normalise(ops.cast(embeddings, "float32"))
         targets = [rows[:, 0]]
         if self.small_queue is not None:
             # One small view of all images after the other, as `MultiCrop`.

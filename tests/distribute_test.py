@@ -8,7 +8,10 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import seed_tf
-from seed_tf import losses, stateless
+from seed_tf import (
+    random,
+)
+from seed_tf.embeddings import l2_normalise
 
 # Before anything runs: logical devices cannot be added later.
 tf.config.set_logical_device_configuration(
@@ -227,7 +230,7 @@ class TwoReplicasTest(parameterized.TestCase):
         images = random_images(16)
         with strategy.scope():
             (view,) = model.augment(images, 0, stream=1)
-        draws = stateless.uniform(stateless.image_seeds(0, 0, 16), 1)[:, 0]
+        draws = random.uniform(random.image_seeds(0, 0, 16), 1)[:, 0]
         order = np.argsort(draws)
         self.assertFalse(set(order[:8]) == set(range(8)))
         expected = np.zeros((16, 4), "float32")
@@ -235,7 +238,7 @@ class TwoReplicasTest(parameterized.TestCase):
         for half in (order[:8], order[8:]):
             reference.set_weights(model.momentum_encoder.get_weights())
             batch = tf.gather(view, half)
-            expected[half] = losses.normalise(reference(batch, training=True))
+            expected[half] = l2_normalise(reference(batch, training=True))
         data = tf.data.Dataset.from_tensor_slices(images)
         data = data.batch(16, drop_remainder=True)
         model.fit(data, verbose=0)

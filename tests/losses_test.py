@@ -6,6 +6,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from seed_tf import losses
+from seed_tf.embeddings import l2_normalise
 
 
 def unit(rng, *shape):
@@ -359,7 +360,7 @@ class AlternativesTest(parameterized.TestCase):
 class NormaliseTest(absltest.TestCase):
     def test_gives_unit_float32_and_survives_zero(self):
         x = tf.constant([[3.0, 4.0], [0.0, 0.0]], tf.float16)
-        y = losses.normalise(x)
+        y = l2_normalise(x)
         self.assertEqual(y.dtype, tf.float32)
         np.testing.assert_allclose(y, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 

@@ -8,7 +8,10 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import seed_tf
-from seed_tf import losses, stateless
+from seed_tf import (
+    random,
+)
+from seed_tf.embeddings import l2_normalise
 
 
 def encoder(batch_norm=True, seed=0):
@@ -68,9 +71,9 @@ class MoCoTest(parameterized.TestCase):
             np.testing.assert_allclose(ours, want, atol=1e-6)
         reference = encoder(batch_norm=False)
         reference.set_weights(momentum_weights)
-        keys = losses.normalise(reference(key_view)).numpy()
+        keys = l2_normalise(reference(key_view)).numpy()
         reference.set_weights(weights)
-        queries = losses.normalise(reference(query_view)).numpy()
+        queries = l2_normalise(reference(query_view)).numpy()
         similarity = np.concatenate(
             [np.sum(queries * keys, axis=1)[:, None], queries @ queue.T], axis=1
         )
@@ -108,19 +111,19 @@ class MoCoTest(parameterized.TestCase):
         weights = model.momentum_encoder.get_weights()
         view = tf.cast(random_images(16, seed=1), "float32")
         keys = model._keys(view).numpy()
-        seeds = stateless.image_seeds(0, model.step.value, 16)
-        order = np.argsort(stateless.uniform(seeds, 1)[:, 0])
+        seeds = random.image_seeds(0, model.step.value, 16)
+        order = np.argsort(random.uniform(seeds, 1)[:, 0])
         self.assertFalse(np.array_equal(order, np.arange(16)))
         reference = encoder()
         for group in np.split(order, groups):
             reference.set_weights(weights)
             expected = reference(tf.gather(view, group), training=True)
             np.testing.assert_allclose(
-                keys[group], losses.normalise(expected), atol=1e-5
+                keys[group], l2_normalise(expected), atol=1e-5
             )
         # Neither inference mode nor the whole batch would give these keys.
         for training in (False, True):
-            whole = losses.normalise(reference(view, training=training))
+            whole = l2_normalise(reference(view, training=training))
             self.assertGreater(np.abs(keys - whole).max(), 1e-3)
 
     def test_every_step_shuffles_anew(self):

@@ -12,7 +12,10 @@ from unittest import mock
 import keras
 import numpy as np
 from absl.testing import absltest, flagsaver, parameterized
-from run_helpers import import_launcher, tiny_teacher
+from helpers.runs import (
+    import_launcher,
+    tiny_teacher,
+)
 
 import seed_tf
 from seed_tf import recipes, seed
@@ -236,7 +239,7 @@ def teacher_of(architecture, method):
 
 @functools.cache
 def frozen(teacher, dtype):
-    return seed_tf.encoders.Frozen(teacher, dtype)
+    return seed_tf.acceleration.FoldedTeacher(teacher, dtype)
 
 
 class TrainsTest(parameterized.TestCase):
@@ -256,7 +259,7 @@ class TrainsTest(parameterized.TestCase):
                 [mobilenet_v3._BLOCKS[i] for i in (0, 1, 3, 6, 10, 12)],
             ),
             mock.patch.object(recipes, "backbone", backbone),
-            mock.patch.object(seed, "Frozen", frozen),
+            mock.patch.object(seed, "FoldedTeacher", frozen),
         ):
             self.enter_context(change)
 
@@ -368,7 +371,7 @@ class ThenSupervisedTest(absltest.TestCase):
 class LauncherTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
-        self.launcher = import_launcher("experiments.distill")
+        self.launcher = import_launcher("seed_tf.cli.distill")
         self.enter_context(mock.patch.object(sys, "argv", ["distill.py"]))
 
     def main(self, *arguments):

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 import seed_tf
 from seed_tf import losses
+from seed_tf.embeddings import l2_normalise
 
 
 def towers(dim=4, hidden=6, pixels=12, seed=0):
@@ -181,7 +182,7 @@ class KerasModelTest(parameterized.TestCase):
         model = seed_tf.SEED(student, teacher, views=same_pixels, queue_size=16)
         model.compile(seed_tf.training.SGD(0.1))
         images = random_images(8)
-        expected = losses.normalise(teacher(images, training=False))
+        expected = l2_normalise(teacher(images, training=False))
         model.train_on_batch(images)
         np.testing.assert_array_equal(norm.moving_mean, np.zeros(12))
         np.testing.assert_allclose(
@@ -200,8 +201,8 @@ class KerasModelTest(parameterized.TestCase):
         optimizer = seed_tf.training.SGD(0.5, momentum=0.0, weight_decay=0.0)
         model.compile(optimizer)
         images = random_images(8)
-        z_s = losses.normalise(student(images)).numpy()
-        z_t = losses.normalise(teacher(images)).numpy()
+        z_s = l2_normalise(student(images)).numpy()
+        z_t = l2_normalise(teacher(images)).numpy()
         value, health = losses.similarity_distillation(
             z_s,
             z_t,
@@ -458,8 +459,8 @@ class SmallPatchesTest(absltest.TestCase):
         for view, queue in ((big, model.queue), (small, model.small_queue)):
             expected += np.mean(
                 losses.similarity_distillation(
-                    losses.normalise(student(view)),
-                    losses.normalise(teacher(view)),
+                    l2_normalise(student(view)),
+                    l2_normalise(teacher(view)),
                     queue.embeddings.numpy(),
                 )
             )
@@ -470,7 +471,7 @@ class SmallPatchesTest(absltest.TestCase):
             self.assertEqual(int(queue.cursor), 8)
             np.testing.assert_allclose(
                 queue.embeddings[:8],
-                losses.normalise(teacher(view[:8])),
+                l2_normalise(teacher(view[:8])),
                 atol=1e-5,
             )
 

@@ -4,7 +4,7 @@ import os
 
 import keras
 
-from seed_tf import precision
+from seed_tf.acceleration import precision
 
 
 def find(path):

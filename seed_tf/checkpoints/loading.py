@@ -2,7 +2,7 @@
 
 import os
 
-from seed_tf import precision
+from seed_tf.acceleration import precision
 from seed_tf.checkpoints import keras_files, tensorflow_files, torch_files
 from seed_tf.checkpoints.layouts import LAYOUTS, recognise
 from seed_tf.checkpoints.weights import assign, misfits, parameters

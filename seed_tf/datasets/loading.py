@@ -8,7 +8,7 @@ import tensorflow as tf
 from seed_tf.datasets import pipeline, sources
 from seed_tf.datasets.corrupt import CorruptFiles
 from seed_tf.datasets.digits import digits
-from seed_tf.datasets.order import Order
+from seed_tf.datasets.sampler import Sampler
 
 
 def load(
@@ -49,7 +49,7 @@ def load(
     with a random crop, only that crop is decoded, of the full image, and
     what comes out are crops; the model's step does the rest of the view. The
     draws are the step's own: of image i of batch t, as
-    `TwoTower(views=views, seed=seed)` in step t.
+    `Trainer(views=views, seed=seed)` in step t.
 
     Args:
         name: "digits", scikit-learn's, embedded (see `digits`); "folder", the
@@ -213,7 +213,7 @@ def load(
 def _order(
     *, total, data, batch_size, first_step, shard, held_out, subset, **options
 ):
-    """The `Order` that the arguments of `load` mean."""
+    """The `Sampler` that the arguments of `load` mean."""
     index, count = shard
     if not 0 <= index < count or batch_size % count:
         raise ValueError(
@@ -231,7 +231,7 @@ def _order(
         )
     train = subset == "train"
     share = batch_size // count
-    order = Order(
+    order = Sampler(
         total=total,
         start=held_out if train else 0,
         size=total - held_out if train else held_out,

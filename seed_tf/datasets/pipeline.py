@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from seed_tf import stateless
+from seed_tf import random
 from seed_tf.datasets.decoding import EncodedImage
 
 # AutoGraph reads and rewrites the source of all that a map calls, which takes
@@ -208,8 +208,8 @@ def live_keys(seed, rows, num_views):
 
     def keys(step, along):
         start, end = rows
-        seeds = stateless.image_seeds(seed, step, end - start, start)
-        return stateless.fold_in(seeds[:, None, None], tf.range(num_views))
+        seeds = random.image_seeds(seed, step, end - start, start)
+        return random.fold_in(seeds[:, None, None], tf.range(num_views))
 
     return keys
 
@@ -222,7 +222,7 @@ def given_keys(step, along):
     keys = along["keys"]
     if keys.shape.rank == 2:
         keys = keys[:, None]
-    return stateless.fold_in(keys, 0)[:, :, None]
+    return random.fold_in(keys, 0)[:, :, None]
 
 
 def _with(along, images):

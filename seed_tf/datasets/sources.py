@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from seed_tf import stateless
+from seed_tf import random
 from seed_tf.datasets.folders import ImageFolder, check_folder
-from seed_tf.datasets.order import permute
+from seed_tf.datasets.sampler import permute
 
 _WINDOW = 2048  # records that are shuffled at a time
 
@@ -235,7 +235,7 @@ def _streamed(files, order, parse):
 
     def shuffle_window(epoch, number, window):
         size = tf.shape(window[0], tf.int64)[0]
-        key = stateless.fold_in(order.key(epoch), number)
+        key = random.fold_in(order.key(epoch), number)
         index = permute(tf.range(size), key, size)
         return tuple(tf.gather(x, index) for x in window)
 

@@ -9,7 +9,5 @@ TensorFlow graph). The layers of a projection head are `fc_0`, `fc_1`, ...
 
 from seed_tf.encoders.backbones import backbone
 from seed_tf.encoders.encoder import Encoder
-from seed_tf.encoders.frozen import Frozen
-from seed_tf.encoders.fusing import fuse
 
-__all__ = ["Encoder", "Frozen", "backbone", "fuse"]
+__all__ = ["Encoder", "backbone"]

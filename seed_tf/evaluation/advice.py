@@ -7,7 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from seed_tf import losses
-from seed_tf.two_tower import TwoTower, embed
+from seed_tf.trainer import (
+    Trainer,
+    embed,
+)
 
 # From the authors' default to a nearly uniform target, about evenly in log.
 TEMPERATURES = (
@@ -85,7 +88,7 @@ def view_embeddings(teacher, batches, views, *, seed=0):
     Returns:
         `[N, D]` float32, L2-normalised.
     """
-    tower = TwoTower(views=views, seed=seed)
+    tower = Trainer(views=views, seed=seed)
 
     @tf.function(reduce_retracing=True)
     def run(images, step):

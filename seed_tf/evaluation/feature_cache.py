@@ -16,7 +16,7 @@ from absl import logging
 
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation.features import batch_embedder, check_finite
-from seed_tf.training.saving import fingerprint
+from seed_tf.io.fingerprints import fingerprint
 
 _BLOCK = 16384
 # What reading a damaged entry raises.

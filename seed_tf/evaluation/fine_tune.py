@@ -11,13 +11,13 @@ import tensorflow as tf
 from absl import logging
 from keras import ops
 
-from seed_tf import stateless
+from seed_tf import random
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation.labels import accuracies, check_classes, check_labelled
 from seed_tf.evaluation.linear_probe import DivergenceError
 from seed_tf.images import check_channels, check_value_range
-from seed_tf.training.optimizer import SGD
-from seed_tf.training.schedule import warmup_cosine
+from seed_tf.optimizers.schedule import warmup_cosine
+from seed_tf.optimizers.sgd import SGD
 from seed_tf.views import RandomHorizontalFlip, RandomResizedCrop, View
 
 
@@ -297,7 +297,7 @@ def _shuffled(images, labels, batch_size, steps_per_epoch, epochs, seed):
 
 def _augment(view, seed, step, batch):
     images, labels = batch
-    seeds = stateless.image_seeds(seed, step, tf.shape(images)[0])
+    seeds = random.image_seeds(seed, step, tf.shape(images)[0])
     return view(images, seeds=seeds), labels
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation.labels import check_labelled, check_widths
 
 
@@ -233,15 +234,15 @@ def check_k(bank, k):
 def normalised_blocks(name, features, size):
     """Yields pairs of a first row and the normalised rows from there on."""
     for start in range(0, len(features), size):
-        block = np.array(features[start : start + size], np.float32)
+        block = np.asarray(features[start : start + size], np.float32)
         if not np.isfinite(block).all():
             raise ValueError(
                 f"Features of `{name}` must be finite. Received: NaN or "
                 f"infinity in rows {start} to {start + len(block) - 1}."
             )
         # Not by rsqrt, whose last bit depends on a row's place in the block.
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
-        yield tf.constant(start, "int64"), tf.convert_to_tensor(block)
+        block = tf.convert_to_tensor(l2_normalise(block))
+        yield tf.constant(start, "int64"), block
 
 
 _MATRIX = tf.TensorSpec([None, None], tf.float32)

@@ -9,11 +9,15 @@ import shutil
 import numpy as np
 import tensorflow as tf
 
-from seed_tf import datasets, stateless
+from seed_tf import (
+    datasets,
+    random,
+)
 from seed_tf.datasets import sources
 from seed_tf.datasets.folders import ImageFolder
-from seed_tf.datasets.order import Order
+from seed_tf.datasets.sampler import Sampler
 from seed_tf.evaluation.labels import label_fraction
+from seed_tf.images import shorter_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class LabelledImages:
 
     @property
     def resize(self):
-        return round(self.image_size * 8 / 7)
+        return shorter_side(self.image_size)
 
     def __len__(self):
         return int(self.load(batch_size=1).cardinality())
@@ -94,11 +98,11 @@ class LabelledImages:
 
         def augment(step, batch):
             images, labels = batch
-            seeds = stateless.image_seeds(seed, step, tf.shape(images)[0])
+            seeds = random.image_seeds(seed, step, tf.shape(images)[0])
             cropped = images.shape.rank == 5
             if cropped:
                 # The crop was that of the image's first stream, see `load`.
-                seeds, images = stateless.fold_in(seeds, 0), images[:, 0]
+                seeds, images = random.fold_in(seeds, 0), images[:, 0]
             return view(images, seeds=seeds, cropped=cropped), labels
 
         views = batches.enumerate().map(augment, tf.data.AUTOTUNE)
@@ -129,7 +133,7 @@ class LabelledImages:
         if self.dataset == "tsv":
             return np.array([label for _, label in self._files()], np.int64)
         source = sources.tfds(self.dataset, self._path, self.split)
-        batches = source.records(Order.once(source.size, 1024))
+        batches = source.records(Sampler.once(source.size, 1024))
         labels = batches.map(lambda number, data, label, name: label)
         # The last batch's places beyond the last image hold anything.
         return np.concatenate(list(labels.as_numpy_iterator()))[: source.size]
@@ -304,7 +308,7 @@ class LabelledImages:
         else:
             source = sources.tfds(self.dataset, self._path, self.split)
         left, size = source.size, 256
-        order = Order.once(left, size)
+        order = Sampler.once(left, size)
         for batch in source.records(order).as_numpy_iterator():
             # The last batch's places beyond the last image hold anything.
             for record in list(zip(*batch, strict=True))[:left]:

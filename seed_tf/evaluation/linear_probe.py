@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from seed_tf import stateless
+from seed_tf import random
 from seed_tf.evaluation.features import feature_function
 from seed_tf.evaluation.labels import (
     accuracies,
@@ -20,7 +20,7 @@ from seed_tf.evaluation.labels import (
     label_fraction,
 )
 from seed_tf.images import check_channels, check_value_range
-from seed_tf.training.optimizer import SGD
+from seed_tf.optimizers.sgd import SGD
 
 _BLOCK = 4096  # rows checked at a time
 
@@ -442,5 +442,5 @@ def _augment(view, images, seed, step):
     call = getattr(view, "call", view)
     if "seeds" not in inspect.signature(call).parameters:
         return view(images)
-    seeds = stateless.image_seeds(seed, step, tf.shape(images)[0])
+    seeds = random.image_seeds(seed, step, tf.shape(images)[0])
     return view(images, seeds=seeds)

@@ -8,19 +8,22 @@ import numpy as np
 
 from seed_tf.checkpoints import load_teacher
 from seed_tf.encoders import Encoder
-from seed_tf.evaluation import figures
+from seed_tf.evaluation.config import (
+    EvaluationConfig,
+    paper_rate,
+)
 from seed_tf.evaluation.knn import check_k, knn_grid, nearest_neighbours
 from seed_tf.evaluation.results import Results
 from seed_tf.evaluation.retrieval import retrieval
 from seed_tf.evaluation.ridge_probe import ridge_probe
-from seed_tf.evaluation.task import Task, paper_rate
-from seed_tf.training.saving import fingerprint
+from seed_tf.io.fingerprints import fingerprint
+from seed_tf.reporting import figures
 
 __all__ = [
     "PROTOCOLS",
     "Protocol",
     "Results",
-    "Task",
+    "EvaluationConfig",
     "evaluate",
     "load_encoder",
     "paper_rate",
@@ -100,9 +103,9 @@ class Protocol(NamedTuple):
     """One way to tell how good an encoder is.
 
     Attributes:
-        run: function of an encoder's name, its model, a `Task` and a seed
-            that yields pairs of a column's heading and a number in percent,
-            or a str that is not averaged.
+        run: function of an encoder's name, its model, an
+            `EvaluationConfig` and a seed that yields pairs of a column's
+            heading and a number in percent, or a str that is not averaged.
         random: bool, whether seeds matter.
     """
 
@@ -156,7 +159,7 @@ def evaluate(encoders, protocols, task, *, seeds=1):
         encoders: list of names as `load_encoder` takes them, or dict of names
             to models.
         protocols: list of keys of `PROTOCOLS`.
-        task: `Task`.
+        task: `EvaluationConfig`.
         seeds: int, runs of each protocol that is random, and of each on an
             untrained network.
 

@@ -10,8 +10,11 @@ import numpy as np
 from absl import logging
 from matplotlib.figure import Figure
 
-from seed_tf.evaluation import figures, report
-from seed_tf.training.saving import replacing
+from seed_tf.io.files import atomic_write
+from seed_tf.reporting import (
+    figures,
+    tables,
+)
 
 
 class Results:
@@ -105,13 +108,13 @@ class Results:
         }
         if len(self.columns) <= 6:
             rows = [{"encoder": name} | found for name, found in cells.items()]
-            return report.table(rows, ["encoder", *self.columns], fmt)
+            return tables.table(rows, ["encoder", *self.columns], fmt)
         rows = [
             {"": column}
             | {name: found.get(column) for name, found in cells.items()}
             for column in self.columns
         ]
-        return report.table(rows, ["", *cells], fmt)
+        return tables.table(rows, ["", *cells], fmt)
 
     def rows(self):
         """Flat rows, as JSON and CSV have them; spreads in columns apart."""
@@ -192,12 +195,12 @@ class Results:
             "results.md": self.table("markdown") + "\n",
         }.items():
             with (
-                replacing(os.path.join(folder, name)) as path,
+                atomic_write(os.path.join(folder, name)) as path,
                 open(path, "w", encoding="utf-8") as file,
             ):
                 file.write(text)
         for name, figure in {"results": self.figure(), **self.pictures}.items():
-            with replacing(os.path.join(folder, f"{name}.png")) as path:
+            with atomic_write(os.path.join(folder, f"{name}.png")) as path:
                 figure.savefig(path, dpi=130)
 
 

@@ -6,7 +6,7 @@ import os
 import keras
 import tensorflow as tf
 
-from seed_tf.evaluation.report import table
+from seed_tf.reporting.tables import table
 from seed_tf.version import __version__
 
 PREPROCESSING = {

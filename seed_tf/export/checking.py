@@ -8,12 +8,13 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from seed_tf.acceleration.precision import in_float32
+from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation import embed, knn, neighbour_agreement
 from seed_tf.evaluation.labels import check_labelled
 from seed_tf.export.outputs import Outputs
 from seed_tf.images import check_channels
-from seed_tf.precision import in_float32
-from seed_tf.training.saving import replacing
+from seed_tf.io.files import atomic_write
 
 _MOST = 256  # images that an export is checked on, and calibrated on
 _BATCH = 32
@@ -21,7 +22,7 @@ _BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How far a file may be from the Keras model, see `Checked`.
+    """How far a file may be from the Keras model, see `ParityReport`.
 
     Attributes:
         difference: float, the largest of any number of an embedding.
@@ -44,7 +45,7 @@ LIMITS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
+class ParityReport:
     """What an exported file does differently from the Keras model.
 
     Of LiteRT and ONNX stored as JSON, `student.tflite.json` beside
@@ -158,13 +159,13 @@ def write_checked(
     Args:
         encoder, images, labelled, limits: as of `seed_tf.export.litert`;
             images `[N, S, S, 3]` uint8, see `some`.
-        path, format, precision: as of `Checked`.
+        path, format, precision: as of `ParityReport`.
         write: function of `Outputs` and a path that writes the file.
         load: function of a path that gives the file as a function: images
             `[B, S, S, 3]` uint8 -> dict of "embedding" and "features".
 
     Returns:
-        `Checked`.
+        `ParityReport`.
 
     Raises:
         ValueError: if the file differs by more than the limits.
@@ -173,11 +174,11 @@ def write_checked(
         labelled = _labelled(labelled, images.shape[1])
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     outputs = Outputs(in_float32(encoder))
-    with replacing(f"{path}.json") as card, replacing(path) as unfinished:
+    with atomic_write(f"{path}.json") as card, atomic_write(path) as unfinished:
         write(outputs, unfinished)
         run = load(unfinished)
         comparison = compare(outputs.predict_on_batch, run, images)
-        result = Checked(
+        result = ParityReport(
             path=str(path),
             format=format,
             precision=precision,
@@ -197,7 +198,7 @@ def write_checked(
 
 
 def compare(expected, actual, images):
-    """Differences and cosines, as the fields of `Checked`.
+    """Differences and cosines, as the fields of `ParityReport`.
 
     Args:
         expected, actual: functions, images `[B, S, S, 3]` uint8 -> dict of
@@ -211,7 +212,7 @@ def compare(expected, actual, images):
         given = actual[name]
         scale = 1.0 if name == "embedding" else np.sqrt(np.mean(wanted**2))
         difference = np.abs(given - wanted).max() / max(scale, 1e-12)
-        cosines = np.sum(_unit(given) * _unit(wanted), axis=1)
+        cosines = np.sum(l2_normalise(given) * l2_normalise(wanted), axis=1)
         fields["largest_difference"][name] = float(difference)
         fields["least_cosine"][name] = float(cosines.min())
         fields["mean_cosine"][name] = float(cosines.mean())
@@ -239,7 +240,7 @@ def run_all(run, images):
 
 
 def knn_drift(encoder, run, train, test, *, k=10):
-    """k-NN top-1 before and after, see `Checked.knn`.
+    """k-NN top-1 before and after, see `ParityReport.knn`.
 
     Args:
         encoder: the Keras model.
@@ -354,7 +355,3 @@ def _labelled(pair, side):
         _check_pixels(name, images, side)
         checked.append((images, labels))
     return checked
-
-
-def _unit(rows):
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

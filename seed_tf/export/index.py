@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from seed_tf.training.saving import fingerprint
+from seed_tf.io.fingerprints import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)

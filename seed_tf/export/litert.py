@@ -58,7 +58,7 @@ def litert(
         limits: `Limits`, by default those of the precision.
 
     Returns:
-        `Checked`, what the file does differently.
+        `ParityReport`, what the file does differently.
 
     Raises:
         ValueError: if an argument is wrong, or the file differs from the

@@ -26,7 +26,7 @@ def onnx(encoder, path, *, images, image_size=None, labelled=None, limits=None):
         labelled, limits: as of `seed_tf.export.litert`.
 
     Returns:
-        `Checked`, what the file does differently.
+        `ParityReport`, what the file does differently.
 
     Raises:
         ValueError: if an argument is wrong, or the file differs from the

@@ -8,17 +8,22 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from seed_tf.acceleration.precision import in_float32
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.export import card as model_card
-from seed_tf.export.checking import LIMITS, Checked, compare
+from seed_tf.export.checking import (
+    LIMITS,
+    ParityReport,
+    compare,
+)
 from seed_tf.export.decoding import decode
 from seed_tf.export.index import read_index
 from seed_tf.export.outputs import Outputs
 from seed_tf.export.serving import Server
 from seed_tf.export.versions import check_version, new_version
 from seed_tf.export.warm_up import write_warm_up
-from seed_tf.precision import in_float32
-from seed_tf.training.saving import fingerprint
+from seed_tf.images import shorter_side
+from seed_tf.io.fingerprints import fingerprint
 
 
 def saved_model(
@@ -80,7 +85,7 @@ def saved_model(
         limits: `seed_tf.export.Limits`, by default those of float32.
 
     Returns:
-        `seed_tf.export.Checked`, what files give differently.
+        `seed_tf.export.ParityReport`, what files give differently.
 
     Raises:
         ValueError: if an argument is wrong, another process is exporting to
@@ -98,7 +103,7 @@ def saved_model(
     >>> server.functions["serve_bytes"](files)["embedding"].shape
     TensorShape([1, 128])
     """
-    resize = resize or round(image_size * 8 / 7)
+    resize = resize or shorter_side(image_size)
     if not 1 <= image_size <= resize:
         raise ValueError(
             "`image_size` must be positive, and `resize` no smaller. "
@@ -233,7 +238,7 @@ def _check(outputs, folder, final, files, squares, resize, limits):
         def run(rows, signature=signatures[name], inputs=inputs):
             return signature(tf.gather(inputs, rows))
 
-        checked = Checked(
+        checked = ParityReport(
             path=final,
             format="saved_model",
             precision="float32",

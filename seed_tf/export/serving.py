@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from seed_tf.embeddings import l2_normalise
 from seed_tf.export.decoding import decode, square
 
 BATCH = 32  # images that are decoded, resized and embedded at a time
@@ -107,7 +108,7 @@ class Server(tf.Module):
 
     def _nearest(self, files, start):
         queries = self._embed_files(files, start)[self._output]
-        queries = tf.math.l2_normalize(queries, 1, epsilon=1e-24)
+        queries = l2_normalise(queries)
         k = min(self._k, self.index.shape[0])
         shape = [tf.shape(queries)[0], k]
 

@@ -11,14 +11,18 @@ import numpy as np
 
 from seed_tf.checkpoints import load_teacher
 from seed_tf.datasets import CorruptFiles, pipeline
-from seed_tf.datasets.order import Order
+from seed_tf.datasets.sampler import Sampler
 from seed_tf.datasets.sources import Source
+from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation.features import embedder
-from seed_tf.resumable import Progress, locked
+from seed_tf.images import shorter_side
+from seed_tf.io.files import atomic_write
+from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.locks import folder_lock
+from seed_tf.io.progress import Progress
 from seed_tf.search import vectors
-from seed_tf.search.index import FILES, Index, normalised
-from seed_tf.search.listing import Listing
-from seed_tf.training.saving import fingerprint, replacing
+from seed_tf.search.image_files import ImageFiles
+from seed_tf.search.index import FILES, Index
 
 SHARD = 2048  # images, that a killed process loses at most
 _BLOCK = 16384  # rows copied at a time
@@ -91,14 +95,14 @@ def build(
         raise ValueError(
             f"`images` must be an existing folder. Received: {images!r}."
         )
-    with locked(path):
+    with folder_lock(path):
         model = load_teacher(encoder)
         config = {
             "encoder": os.path.abspath(os.path.expanduser(encoder)),
             "fingerprint": fingerprint(model),
             "output": output,
             "image_size": image_size,
-            "resize": round(image_size * 8 / 7),
+            "resize": shorter_side(image_size),
         }
         return _Builder(path, config, write).run(model, images, batch_size)
 
@@ -121,7 +125,7 @@ class _Builder:
         embed = embedder(model, output=self._config["output"])
         size = self._config["image_size"]
         dim = embed(np.zeros([1, size, size, 3], np.uint8)).shape[1]
-        listing = Listing(images)
+        listing = ImageFiles(images)
         corrupt = CorruptFiles(1.0)
         corrupt.size = len(listing.keys) + len(listing.refused)
         for name, problem in listing.refused.items():
@@ -248,7 +252,7 @@ class _Builder:
             self._batches(listing, pending, batch_size, corrupt)
         ):
             if len(batch):
-                rows.append(normalised(embed(batch.numpy())))
+                rows.append(l2_normalise(embed(batch.numpy())))
                 numbers.append(good.numpy())
             done = min((step + 1) * batch_size, len(pending))
             if done - first >= SHARD or done == len(pending):
@@ -257,7 +261,7 @@ class _Builder:
                 why = corrupt.files if len(bad) else {}
                 reasons = [why[listing.paths[i]] for i in bad]
                 file = os.path.join(self._shards, f"{shard:09d}.npz")
-                with replacing(file) as unfinished:
+                with atomic_write(file) as unfinished:
                     np.savez(
                         unfinished,
                         keys=listing.keys[kept],
@@ -287,7 +291,7 @@ class _Builder:
             fetch=fetch,
             name=lambda place: listing.paths[pending[place]],
         )
-        order = Order.once(source.size, batch_size)
+        order = Sampler.once(source.size, batch_size)
         squares = pipeline.squares(
             self._config["image_size"], self._config["resize"]
         )
@@ -310,7 +314,7 @@ class _Builder:
             for shard in self._read_shards():
                 yield shard["keys"], shard["embeddings"]
 
-        with replacing(embeddings) as file:
+        with atomic_write(embeddings) as file:
             rows = np.lib.format.open_memmap(
                 file, "w+", np.float32, (summary["count"], summary["dim"])
             )
@@ -318,12 +322,12 @@ class _Builder:
                 numbers = listing.find(source_keys)
                 rows[place[_found(numbers)]] = source_rows[numbers >= 0]
             rows.flush()
-        with replacing(paths) as file, open(file, "wb") as f:
+        with atomic_write(paths) as file, open(file, "wb") as f:
             for number in np.flatnonzero(here):
                 f.write(listing.paths[number].encode() + b"\n")
-        with replacing(keys) as file:
+        with atomic_write(keys) as file:
             np.save(file, listing.keys[here])
-        with replacing(index) as file:
+        with atomic_write(index) as file:
             vectors.write(rows, file, self._write)
         _write_json(config, summary)
         os.rename(unfinished, self._ready)
@@ -344,6 +348,6 @@ def _found(numbers):
 
 
 def _write_json(file, content):
-    with replacing(file) as unfinished, open(unfinished, "w") as f:
+    with atomic_write(file) as unfinished, open(unfinished, "w") as f:
         json.dump(content, f, indent=2)
         f.write("\n")

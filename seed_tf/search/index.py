@@ -8,11 +8,12 @@ import numpy as np
 
 from seed_tf.checkpoints import load_teacher
 from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation import nearest_neighbours
 from seed_tf.evaluation.features import embedder
+from seed_tf.io.fingerprints import fingerprint
 from seed_tf.search import vectors
-from seed_tf.search.listing import Lines
-from seed_tf.training.saving import fingerprint
+from seed_tf.search.image_files import Lines
 
 # The last one tells that the others are there.
 FILES = (
@@ -102,7 +103,7 @@ class Index:
         if k < 1:
             raise ValueError(f"`k` must be positive. Received: k={k}.")
         k = min(k, len(self))
-        queries = normalised(queries)
+        queries = l2_normalise(queries)
         # faiss's own similarities are rounded, and equals in any order.
         _, candidates = self._vectors.search(
             queries, min(max(4 * k, 64), len(self))
@@ -186,7 +187,7 @@ class ImageSearch:
         self._lock = threading.Lock()
         size = config["image_size"]
         blank = np.zeros([1, size, size, 3], np.uint8)
-        self.index.search(normalised(self._embed(blank)), 1)  # trace and warm
+        self.index.search(l2_normalise(self._embed(blank)), 1)  # trace and warm
 
     def embed(self, data):
         """The embedding of a picture.
@@ -210,7 +211,7 @@ class ImageSearch:
                 raise ValueError(
                     f"Not an image that can be read: {reason}."
                 ) from error
-            return normalised(self._embed(square[None]))[0]
+            return l2_normalise(self._embed(square[None]))[0]
 
     def search(self, data, k=10):
         """The images most similar to a picture.
@@ -227,10 +228,3 @@ class ImageSearch:
         """
         (similarities,), (rows,) = self.index.search(self.embed(data)[None], k)
         return similarities, rows
-
-
-def normalised(rows):
-    """Rows `[N, D]` at length 1, float32; zeros stay zeros."""
-    rows = np.asarray(rows, np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, 1e-12)

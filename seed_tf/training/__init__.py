@@ -1,12 +1,16 @@
 """Optimiser, schedule, devices and runs: all around a model's `fit`."""
 
+from seed_tf.io.fingerprints import fingerprint
+from seed_tf.optimizers.schedule import warmup_cosine
+from seed_tf.optimizers.sgd import SGD
 from seed_tf.training.callbacks import Evaluate, MetricsLog, Progress
 from seed_tf.training.estimate import dry_run
-from seed_tf.training.optimizer import SGD
 from seed_tf.training.report import write_run_report
 from seed_tf.training.run import Stopped, train
-from seed_tf.training.saving import Checkpoints, RunFolder, fingerprint
-from seed_tf.training.schedule import warmup_cosine
+from seed_tf.training.run_folder import (
+    Checkpoints,
+    RunFolder,
+)
 
 __all__ = [
     "Checkpoints",

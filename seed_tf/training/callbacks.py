@@ -1,14 +1,14 @@
 """What a run tells and writes while it trains."""
 
 import json
-import os
 import time
 
 import keras
 import tensorflow as tf
 from tensorflow.core.framework.summary_pb2 import SummaryMetadata
 
-from seed_tf.training.saving import replacing
+from seed_tf.io.files import atomic_write, read_json_lines
+from seed_tf.io.units import duration
 
 
 class Progress(keras.callbacks.Callback):
@@ -123,9 +123,9 @@ class MetricsLog(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._step = int(self.model.step.numpy())
-        lines = read_lines(self._path)
+        lines = read_json_lines(self._path)
         kept = [line for line in lines if line["step"] <= self._step]
-        with replacing(self._path) as path, open(path, "w") as f:
+        with atomic_write(self._path) as path, open(path, "w") as f:
             f.writelines(json.dumps(line) + "\n" for line in kept)
         self._seconds = kept[-1]["seconds"] if kept else 0.0
 
@@ -191,32 +191,3 @@ class MetricsLog(keras.callbacks.Callback):
                     tf.constant(value, tf.float32),
                     metadata=SummaryMetadata(plugin_data=plugin),
                 )
-
-
-def read_lines(path):
-    """The lines of a `MetricsLog`, as dicts; none if there is no file.
-
-    A last line that a killed process left unfinished is left out.
-    """
-    lines = []
-    if os.path.exists(path):
-        with open(path) as f:
-            for line in f:
-                try:
-                    lines.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-    return lines
-
-
-def duration(seconds):
-    """Seconds as a person writes them: "42 s", "7 min 05 s", "3 h 20 min".
-
-    >>> duration(425)
-    '7 min 05 s'
-    """
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

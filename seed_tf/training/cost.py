@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from seed_tf import losses
 from seed_tf.embedding_queue import EmbeddingQueue
-from seed_tf.two_tower import noise_images
+from seed_tf.trainer import noise_images
 
 # The streamed losses hold this much whatever the queue: logits of a block,
 # their exponentials, and the products of both.

@@ -5,17 +5,19 @@ import time
 import keras
 import numpy as np
 
-from seed_tf.evaluation.report import table
+from seed_tf.io.units import (
+    duration,
+    readable,
+    readable_bytes,
+)
+from seed_tf.reporting.tables import table
 from seed_tf.training import cost
-from seed_tf.training.callbacks import duration
 from seed_tf.training.resources import (
     disk_needed,
     free_memory,
     peak_memory,
-    readable,
-    readable_bytes,
 )
-from seed_tf.training.saving import Checkpoints
+from seed_tf.training.run_folder import Checkpoints
 
 DRY_STEPS = 5
 

@@ -10,9 +10,12 @@ import zipfile
 
 import h5py
 
-from seed_tf.evaluation import figures, report
-from seed_tf.training.callbacks import duration, read_lines
-from seed_tf.training.resources import readable
+from seed_tf.io.files import read_json_lines
+from seed_tf.io.units import duration, readable
+from seed_tf.reporting import (
+    figures,
+    tables,
+)
 
 _CURVES = {
     "loss": "loss (nats)",
@@ -42,7 +45,7 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
         views: `[N, S, S, 3]` uint8, views as the network sees them, or None.
         neighbours: arguments of `figures.neighbours`, or None.
     """
-    lines = read_lines(folder.file("metrics.jsonl"))
+    lines = read_json_lines(folder.file("metrics.jsonl"))
     if not lines:
         return
     names = dict.fromkeys(name for line in lines for name in line)
@@ -56,7 +59,7 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
             "State",
             f"Step {last['step']:,}, epoch {last['epoch']:.2f}, after "
             f"{duration(last['seconds'])} of training.",
-            report.table(
+            tables.table(
                 [
                     {"": label, "last": f"{_latest(history[name]):.4g}"}
                     for name, label in drawn.items()
@@ -91,7 +94,7 @@ def write_run_report(folder, title, *, views=None, neighbours=None):
             f"<pre style='white-space: pre-wrap'>{html.escape(settings)}</pre>",
         )
     )
-    report.write_report(folder.file("report.html"), title, sections)
+    tables.write_report(folder.file("report.html"), title, sections)
 
 
 def _latest(values):
@@ -148,7 +151,7 @@ def read_run(path, results=()):
             f"{path!r} is no folder of a run: it has no config.json of "
             "experiments.distill or experiments.pretrain."
         )
-    lines = read_lines(os.path.join(path, "metrics.jsonl"))
+    lines = read_json_lines(os.path.join(path, "metrics.jsonl"))
     if not lines or not all("step" in line for line in lines):
         raise ValueError(
             f"The run in {path!r} has no metrics.jsonl, or nothing in it: it "
@@ -267,9 +270,9 @@ def compare_runs(runs, output=None):
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [{k: _short(k, v) for k, v in row.items()} for row in rows]
     settings = ["setting", *names]
-    text = report.table(shown, columns)
+    text = tables.table(shown, columns)
     if different:
-        text += "\n\n" + report.table(different, settings)
+        text += "\n\n" + tables.table(different, settings)
     if output is None:
         return text
     os.makedirs(output, exist_ok=True)
@@ -281,15 +284,15 @@ def compare_runs(runs, output=None):
     with open(os.path.join(output, "report.md"), "w") as f:
         for table, heading in ((shown, columns), (different, settings)):
             if table:
-                f.write(report.table(table, heading, "markdown") + "\n\n")
+                f.write(tables.table(table, heading, "markdown") + "\n\n")
         for file, (title, _, _) in pictures.items():
             f.write(f"![{title}]({file}.png)\n\n")
-    sections = [("Runs", "", report.table(shown, columns, "html"))]
+    sections = [("Runs", "", tables.table(shown, columns, "html"))]
     if different:
-        html_table = report.table(different, settings, "html")
+        html_table = tables.table(different, settings, "html")
         sections.append(("What differs", "", html_table))
     sections += pictures.values()
-    report.write_report(
+    tables.write_report(
         os.path.join(output, "report.html"), ", ".join(names), sections
     )
     return text

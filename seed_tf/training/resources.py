@@ -46,32 +46,6 @@ def free_memory():
     return min(free, default=None)
 
 
-def readable(count):
-    """A large number as a person writes it.
-
-    >>> readable(1_234_000_000_000)
-    '1.23 T'
-    """
-    for unit in ("", " k", " M", " G", " T", " P"):
-        if count < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} E"
-
-
-def readable_bytes(count):
-    """Bytes as a person writes them.
-
-    >>> readable_bytes(33_554_432)
-    '33.6 MB'
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def machine():
     """What a run ran on: dict of versions and devices."""
     devices = tf.config.list_physical_devices()

@@ -7,15 +7,18 @@ import time
 
 import keras
 
+from seed_tf.io.files import read_json_lines
 from seed_tf.training import cost, devices
 from seed_tf.training.callbacks import (
     Evaluate,
     MetricsLog,
     Progress,
-    read_lines,
 )
 from seed_tf.training.resources import disk_needed, machine
-from seed_tf.training.saving import Checkpoints, EncoderFiles
+from seed_tf.training.run_folder import (
+    Checkpoints,
+    EncoderFiles,
+)
 
 CHIEF_FIRST = 5  # seconds that other workers wait when told to stop
 
@@ -90,7 +93,7 @@ def train(
     if folder.chief and not step:
         folder.check_space(disk_needed(checkpoints, encoder))
     metrics = folder.file("metrics.jsonl")
-    lines = [x for x in read_lines(metrics) if x["step"] <= step]
+    lines = [x for x in read_json_lines(metrics) if x["step"] <= step]
     best = _Best(monitor, patience, lines)
     if step and folder.chief:
         print(f"Going on after step {step} of {total}.", flush=True)
@@ -106,7 +109,7 @@ def train(
             "flops_per_step": flops,
             "encoder_of_step": best.step or step,
             **({monitor: best.value} if best.step else {}),
-            "last": (read_lines(metrics) or [{}])[-1],
+            "last": (read_json_lines(metrics) or [{}])[-1],
             **(summary() if summary else {}),
             "machine": machine(),
         }

@@ -12,14 +12,25 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from seed_tf import datasets, losses, precision, stateless
-from seed_tf.encoders.frozen import Frozen
-from seed_tf.resumable import Progress, locked
-from seed_tf.training.callbacks import duration
-from seed_tf.training.resources import readable_bytes
-from seed_tf.training.saving import replacing
-from seed_tf.two_tower import dry_run, noise_images
-from seed_tf.view_cache import cache, facts
+from seed_tf import (
+    datasets,
+    random,
+)
+from seed_tf.acceleration import precision
+from seed_tf.acceleration.folded_teacher import FoldedTeacher
+from seed_tf.embeddings import l2_normalise
+from seed_tf.io.files import atomic_write
+from seed_tf.io.locks import folder_lock
+from seed_tf.io.progress import Progress
+from seed_tf.io.units import duration, readable_bytes
+from seed_tf.trainer import (
+    dry_run,
+    noise_images,
+)
+from seed_tf.view_cache import (
+    cache,
+    provenance,
+)
 
 
 def build(
@@ -50,7 +61,8 @@ def build(
         seed: int, of the views.
         teacher_precision: "float32" or "bfloat16", in which a copy of the
             teacher computes; None for what `SEED` does by default at the
-            paper's temperature, 0.01, see `seed_tf.precision.of_teacher`.
+            paper's temperature, 0.01, see
+            `acceleration.precision.default_teacher_precision`.
         batch_size: positive int, views run at a time, if V is no larger.
         write: function of one str, told size, time and progress.
         **data: what else of `datasets.load` says which images there are and
@@ -77,14 +89,16 @@ def build(
     images = 2 ** (max(1, batch_size // views_per_image).bit_length() - 1)
     images = min(images, cache.SHARD)
     path = os.path.abspath(os.path.expanduser(path))
-    teacher_precision = teacher_precision or precision.of_teacher(0.01)
+    teacher_precision = (
+        teacher_precision or precision.default_teacher_precision(0.01)
+    )
     plan = _Plan(seed, views_per_image)
     batches = _Batches(name, views, images, plan, data)
     samples = views(noise_images(), seeds=tf.zeros([1, 2], tf.uint32))
     samples = samples if isinstance(samples, (tuple, list)) else [samples]
     dim = dry_run(teacher, "teacher", samples)
     config = {
-        "teacher": facts.of_teacher(teacher),
+        "teacher": provenance.of_teacher(teacher),
         "views": plan.views,
         "images": plan.images,
         "seed": seed,
@@ -93,7 +107,7 @@ def build(
         "dim": dim,
         "teacher_precision": teacher_precision,
     }
-    with locked(path):
+    with folder_lock(path):
         builder = _Builder(path, config, write)
         if builder.pending:
             embed = _Embedder(teacher, views, teacher_precision, images)
@@ -118,7 +132,7 @@ class _Plan(cache.FixedViews):
         return {"keys": keys, "index": index}, tf.ones_like(index, tf.bool)
 
     def check_views(self, views, squares=None):
-        self.views = facts.of_views(views, squares)
+        self.views = provenance.of_views(views, squares)
 
     def check_images(self, where, size, fingerprint):
         self.images = {"number": size, "fingerprint": fingerprint()}
@@ -166,7 +180,7 @@ class _Builder:
 
     def run(self, embed, batches):
         """Writes the shards that are pending."""
-        with replacing(self._file) as file, open(file, "w") as f:
+        with atomic_write(self._file) as file, open(file, "w") as f:
             json.dump(self._config, f, indent=2)
             f.write("\n")
         views = sum(math.prod(self._shapes[i][:2]) for i in self.pending)
@@ -198,7 +212,9 @@ class _Builder:
             return
         with open(self._file) as file:
             there = json.load(file)
-        different = facts.differences(there, facts.plain(self._config))
+        different = provenance.differences(
+            there, provenance.plain(self._config)
+        )
         if different:
             raise ValueError(
                 f"{self._path!r} holds a view cache of something else. "
@@ -242,7 +258,7 @@ class _Builder:
 
     def _save(self, number, rows):
         name = cache.shard_name(number, zlib.crc32(rows))
-        with replacing(os.path.join(self._path, name)) as file:
+        with atomic_write(os.path.join(self._path, name)) as file:
             np.save(file, rows)
 
 
@@ -255,13 +271,13 @@ class _Embedder:
 
     def __init__(self, teacher, views, dtype, batch_size):
         self.batch_size = batch_size
-        teacher = Frozen(teacher, dtype)
+        teacher = FoldedTeacher(teacher, dtype)
 
         @tf.function
         def embed(images, keys):
             count = keys.shape[1]
-            # As `TwoTower.augment`, whose first stream is 0.
-            seeds = tf.reshape(stateless.fold_in(keys, 0), [-1, 2])
+            # As `Trainer.augment`, whose first stream is 0.
+            seeds = tf.reshape(random.fold_in(keys, 0), [-1, 2])
             cropped = tf.nest.flatten(images)[0].shape.rank == 5
             if isinstance(images, tuple):  # of each view as many crops
                 images = tuple(
@@ -275,7 +291,7 @@ class _Embedder:
             options = {"cropped": True} if cropped else {}
             seen = views(images, seeds=seeds, **options)
             seen = seen if isinstance(seen, (tuple, list)) else [seen]
-            rows = [losses.normalise(teacher(view)) for view in seen]
+            rows = [l2_normalise(teacher(view)) for view in seen]
             # One small view of all, then the next, as `MultiCrop`.
             rows = [
                 tf.reshape(x, [-1, batch_size, count, x.shape[-1]])

@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from seed_tf import stateless
-from seed_tf.view_cache import facts
+from seed_tf import random
+from seed_tf.view_cache import provenance
 
 CONFIG = "cache.json"
 SHARD = 1024  # images in a file, and what a killed process loses at most
@@ -40,9 +40,9 @@ class FixedViews:
         Returns:
             uint32 `[..., 2]`.
         """
-        key = stateless.image_seeds(self.seed, 0, 1)[0]
-        key = stateless.fold_in(key, _VIEWS)
-        return stateless.fold_in(stateless.fold_in(key, index), number)
+        key = random.image_seeds(self.seed, 0, 1)[0]
+        key = random.fold_in(key, _VIEWS)
+        return random.fold_in(random.fold_in(key, index), number)
 
     def chosen(self, seed, epoch, index):
         """Which view of each image a training sees in an epoch.
@@ -57,9 +57,9 @@ class FixedViews:
         Returns:
             int64 `[b]` in [0, V).
         """
-        key = stateless.image_seeds(seed, 0, 1)[0]
-        keys = stateless.fold_in(stateless.fold_in(key, _FIRST), index)
-        first = stateless.uniform(keys, 1)[:, 0] * self.views_per_image
+        key = random.image_seeds(seed, 0, 1)[0]
+        keys = random.fold_in(random.fold_in(key, _FIRST), index)
+        first = random.uniform(keys, 1)[:, 0] * self.views_per_image
         return (tf.cast(first, tf.int64) + epoch) % self.views_per_image
 
 
@@ -166,7 +166,9 @@ class ViewCache(FixedViews):
         Args:
             teacher: keras.Model.
         """
-        self._compare("teacher", "another teacher", facts.of_teacher(teacher))
+        self._compare(
+            "teacher", "another teacher", provenance.of_teacher(teacher)
+        )
 
     def check_views(self, views, squares=None):
         """Raises ValueError unless the cache is of these views.
@@ -176,7 +178,9 @@ class ViewCache(FixedViews):
             squares: dict of how whole images are cut before, None if files
                 are decoded to the crops that views begin with.
         """
-        self._compare("views", "other views", facts.of_views(views, squares))
+        self._compare(
+            "views", "other views", provenance.of_views(views, squares)
+        )
 
     def check_images(self, where, size, fingerprint):
         """Raises ValueError unless the cache is of these images.
@@ -192,7 +196,7 @@ class ViewCache(FixedViews):
             self._seen.add(where)
 
     def _compare(self, name, other, here):
-        different = facts.differences(self.config[name], here)
+        different = provenance.differences(self.config[name], here)
         if different:
             raise ValueError(
                 f"The view cache {self.path!r} is of {other}. "

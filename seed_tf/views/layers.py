@@ -11,7 +11,7 @@ range where torchvision clips and never rounded in between.
 import functools
 import itertools
 import math
-import random
+import random as python_random
 
 import keras
 import keras_cv
@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import stateless
+from seed_tf import random
 from seed_tf.views import operators
 
 
@@ -45,13 +45,13 @@ class SeededAugmentation(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             precision policy, as 8 bits of a colour do not survive bfloat16.
 
     Input shapes: images `[B, H, W, 3]` or `[H, W, 3]`, uint8 or float in
-    [0, 255]; seeds uint32 `[B, 2]` or `[2]`, see `stateless.image_seeds`.
+    [0, 255]; seeds uint32 `[B, 2]` or `[2]`, see `random.image_seeds`.
     """
 
     num_uniforms = 1
 
     def __init__(self, *, seed=None, dtype="float32", **kwargs):
-        start = random.getrandbits(32) if seed is None else seed
+        start = python_random.getrandbits(32) if seed is None else seed
         # KerasCV takes 0 for None, and then shares one generator globally.
         super().__init__(seed=start or 2**32, dtype=dtype, **kwargs)
         self.seed = seed
@@ -75,8 +75,8 @@ class SeededAugmentation(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
             # Not a Keras SeedGenerator: under a parallel `dataset.map` that
             # hands the same seed out twice. This one reads and skips at once.
             key = self._random_generator.uniform_full_int([2], tf.uint32)
-            seeds = stateless.fold_in(key, tf.range(batch_size))
-        uniforms = stateless.uniform(seeds, self.num_uniforms)
+            seeds = random.fold_in(key, tf.range(batch_size))
+        uniforms = random.uniform(seeds, self.num_uniforms)
         return self.transformations(uniforms, images)
 
     def _batch_augment(self, inputs):

@@ -7,7 +7,7 @@ import math
 
 import tensorflow as tf
 
-from seed_tf import precision
+from seed_tf.acceleration import precision
 
 # ITU-R 601 luma, with the decimals that torchvision and TensorFlow use.
 LUMA = (0.2989, 0.587, 0.114)

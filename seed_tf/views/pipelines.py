@@ -5,7 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
-from seed_tf import precision, stateless
+from seed_tf import random
+from seed_tf.acceleration import precision
 from seed_tf.views.layers import (
     ColorJitter,
     RandomGaussianBlur,
@@ -40,7 +41,7 @@ class View(keras.layers.Layer):
 
     >>> view = View([RandomResizedCrop(96), RandomHorizontalFlip()])
     >>> images = tf.zeros([8, 128, 128, 3], tf.uint8)
-    >>> seeds = seed_tf.stateless.image_seeds(seed=0, step=3, batch_size=8)
+    >>> seeds = seed_tf.random.image_seeds(seed=0, step=3, batch_size=8)
     >>> view(images, seeds=seeds).shape
     TensorShape([8, 96, 96, 3])
 
@@ -76,8 +77,8 @@ class View(keras.layers.Layer):
             for each of `crops` float32 `[..., count, num_uniforms]`, what
             `RandomResizedCrop.boxes` takes.
         """
-        seeds = stateless.fold_in(seeds[..., None, :], 0)
-        return [stateless.uniform(seeds, x.num_uniforms) for x, _ in self.crops]
+        seeds = random.fold_in(seeds[..., None, :], 0)
+        return [random.uniform(seeds, x.num_uniforms) for x, _ in self.crops]
 
     def call(self, images, seeds=None, cropped=False):
         images = tf.convert_to_tensor(images)
@@ -104,7 +105,7 @@ class View(keras.layers.Layer):
     def _see(self, images, seeds, cropped):
         if seeds is not None:
             places = tf.range(len(self.layers))[:, None]
-            seeds = stateless.fold_in(seeds, places)
+            seeds = random.fold_in(seeds, places)
         for i, layer in enumerate(self.layers):
             if i == 0 and cropped:
                 continue
@@ -183,9 +184,7 @@ class MultiCrop(keras.layers.Layer):
 
     def crop_draws(self, seeds):
         """As `View.crop_draws`."""
-        keys = stateless.fold_in(
-            seeds[..., None, :], tf.range(1 + self.num_small)
-        )
+        keys = random.fold_in(seeds[..., None, :], tf.range(1 + self.num_small))
         keys = tf.split(keys, [count for _, count in self._views], axis=-2)
         return [
             view.crop_draws(key)[0][..., 0, :]
@@ -209,7 +208,7 @@ class MultiCrop(keras.layers.Layer):
                 )
         keys = tf.range(1 + self.num_small)[:, None]
         if seeds is not None:
-            keys = stateless.fold_in(seeds, keys)
+            keys = random.fold_in(seeds, keys)
 
         def see(view, images, key):
             options = {"cropped": True} if cropped else {}

@@ -1,0 +1,232 @@
+"""A frozen network rewritten: the same outputs from fewer operations."""
+
+import collections
+import types
+
+import keras
+import tensorflow as tf
+from absl import logging
+from keras import ops
+
+from seed_tf.acceleration import convolutions, precision
+from seed_tf.encoders.encoder import Encoder
+
+# Layers that may compute in 16 bits between images in float32 and features in
+# float32. Others, such as a network's own normalisation of images, may not.
+_SAFE_IN_16_BITS = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.AveragePooling2D,
+    keras.layers.BatchNormalization,
+    keras.layers.Concatenate,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Dropout,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Identity,
+    keras.layers.InputLayer,
+    keras.layers.MaxPooling2D,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+    keras.layers.Reshape,
+    keras.layers.ZeroPadding2D,
+)
+
+
+class FoldedTeacher:
+    """An inference-only copy of a network, BatchNorm folded into convolutions.
+
+    With its stored statistics BatchNorm is an affine map of channels. Where it
+    alone follows a convolution, the convolution's weights can do it too:
+
+        w <- w * gamma / sqrt(variance + epsilon)
+        b <- beta + (b - mean) * gamma / sqrt(variance + epsilon)
+
+    The copy follows the network's weights by `update`. Keras does not track
+    it: it is neither saved nor counted.
+
+    Args:
+        model: an `Encoder` whose backbone is a functional or sequential
+            keras.Model, or such a model itself. Others are used as they are.
+        dtype: "float32", or "bfloat16" for the weights and the arithmetic of
+            convolutions; image normalisation, pooling and projection head stay
+            as they are. A backbone in another precision than float32, or with
+            layers that might not stand bfloat16, keeps its own.
+
+    Attributes:
+        dtype: str, what the backbone computes in.
+
+    Example:
+
+    >>> encoder = seed_tf.Encoder("resnet18", stem="cifar")
+    >>> frozen = seed_tf.acceleration.FoldedTeacher(encoder)
+    >>> frozen(np.zeros((1, 32, 32, 3), "float32")).shape
+    TensorShape([1, 128])
+    """
+
+    def __init__(self, model, dtype="float32"):
+        self._model = model
+        is_encoder = isinstance(model, Encoder)
+        self._original = model.backbone if is_encoder else model
+        network = _functional(self._original)
+        if network is None:
+            logging.warning(
+                "%s runs as it is: it is no functional model, whose BatchNorm "
+                "could be folded.",
+                self._original.name,
+            )
+            self._copy, self._whole = None, model
+            self.dtype = model.compute_dtype
+            return
+        if dtype == "float32" or not _stands(network, dtype):
+            dtype = None
+        self._pairs = _pairs(network)
+        with precision.no_16_bits():
+            self._copy = self._whole = _clone(network, self._pairs, dtype)
+            if is_encoder:
+                config = model.get_config() | {"backbone": self._copy}
+                self._whole = Encoder(**config)
+        self.dtype = self._copy.layers[-1].compute_dtype
+        self.update()
+
+    def __call__(self, images):
+        """What `model(images, training=False)` gives."""
+        return self._whole(images, training=False)
+
+    @property
+    def variables(self):
+        """Those of the copy, none where the network runs as it is."""
+        return [] if self._copy is None else self._whole.variables
+
+    def update(self):
+        """Takes over the weights that the model has now."""
+        if self._copy is None:
+            return
+        if self._whole is not self._copy and self._model.head is not None:
+            _copy_weights(self._model.head, self._whole.head)
+        absorbed = list(self._pairs.values())
+        for layer in self._original.layers:
+            if not layer.weights or layer in absorbed:
+                continue
+            copy = self._copy.get_layer(layer.name)
+            if layer in self._pairs:
+                _fold(layer, self._pairs[layer], copy)
+            else:
+                _copy_weights(layer, copy)
+
+
+class _Nothing(keras.layers.Layer):
+    """Stands where a BatchNorm was, which takes a mask."""
+
+    def call(self, inputs, training=None, mask=None):
+        return inputs
+
+
+def _functional(model):
+    """The model as one that can be cloned layer by layer, or None."""
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            return None
+        return keras.Model(model.inputs[0], model.outputs[0])
+    inputs = keras.Input((1,))
+    functional = type(keras.Model(inputs, inputs))
+    # A subclass may have a `call` of its own.
+    return model if type(model).call is functional.call else None
+
+
+def _stands(network, dtype):
+    """Whether a network in float32 may compute in a shorter type."""
+    for layer in network.layers:
+        if (
+            type(layer) not in _SAFE_IN_16_BITS
+            or layer.dtype_policy.name != "float32"
+        ):
+            logging.info(
+                "%s keeps its precision: its layer %s (%s, %s) might not "
+                "stand %s.",
+                network.name,
+                layer.name,
+                type(layer).__name__,
+                layer.dtype_policy.name,
+                dtype,
+            )
+            return False
+    return True
+
+
+def _pairs(network):
+    """Dict of convolutions to the BatchNorm that each can absorb."""
+    nodes = [x for level in network._nodes_by_depth.values() for x in level]
+    sources = {id(y): x.operation for x in nodes for y in x.output_tensors}
+    users = collections.defaultdict(list)
+    for node in nodes:
+        for tensor in node.input_tensors:
+            users[sources[id(tensor)]].append(node.operation)
+    for tensor in network.outputs:
+        users[sources[id(tensor)]].append(None)
+    calls = collections.Counter(node.operation for node in nodes)
+    pairs = {}
+    for conv in network.layers:
+        norm = users[conv][0] if len(users[conv]) == 1 else None
+        if (
+            type(conv) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+            and conv.activation is keras.activations.linear
+            and conv.data_format == "channels_last"
+            and isinstance(norm, keras.layers.BatchNormalization)
+            and norm.axis in (-1, 3)
+            and calls[norm] == calls[conv] == 1
+        ):
+            pairs[conv] = norm
+    return pairs
+
+
+def _clone(network, pairs, dtype):
+    """The network without what is absorbed, in another dtype or its own."""
+    absorbed = list(pairs.values())
+    policy = dtype
+    strategy = tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        # A new variable's value goes to other workers by a broadcast that does
+        # not know bfloat16: weights stay in float32.
+        policy = f"mixed_{dtype}"
+
+    def clone(layer):
+        if layer in absorbed:
+            return _Nothing(name=layer.name, dtype=dtype or layer.dtype_policy)
+        config = layer.get_config()
+        if "kernel_initializer" in config:
+            config["kernel_initializer"] = "zeros"  # `update` overwrites it
+        if layer in pairs:
+            config["use_bias"] = True
+        if dtype:
+            config["dtype"] = policy
+        copy = type(layer).from_config(config)
+        if type(copy) is keras.layers.Conv2D:
+            copy.convolution_op = types.MethodType(
+                convolutions.convolution, copy
+            )
+        return copy
+
+    return keras.models.clone_model(network, clone_function=clone)
+
+
+def _fold(conv, norm, copy):
+    factor = ops.rsqrt(norm.moving_variance + norm.epsilon)
+    if norm.scale:
+        factor *= norm.gamma
+    bias = 0 if conv.bias is None else conv.bias
+    bias = (bias - norm.moving_mean) * factor
+    if norm.center:
+        bias += norm.beta
+    # [h, w, in, out], or of a depthwise convolution [h, w, in, multiplier].
+    kernel = ops.convert_to_tensor(conv.kernel)
+    if isinstance(conv, keras.layers.DepthwiseConv2D):
+        factor = ops.reshape(factor, kernel.shape[2:])
+    copy.kernel.assign(ops.cast(kernel * factor, copy.kernel.dtype))
+    copy.bias.assign(ops.cast(bias, copy.bias.dtype))
+
+
+def _copy_weights(source, target):
+    for old, new in zip(source.weights, target.weights, strict=True):
+        new.assign(ops.cast(old, new.dtype))

@@ -1,0 +1,1 @@
+"""Checkpoints explained, and converted from one format to another."""

@@ -1,0 +1,59 @@
+"""From one kind of file to another."""
+
+import os
+
+from seed_tf.checkpoints import loading
+from seed_tf.checkpoints.exporting import save_torch
+from seed_tf.conversion import explaining
+from seed_tf.encoders import Encoder
+
+
+def convert(path, output, *, to="keras", source="auto", head=True):
+    """Loads an encoder, and writes it.
+
+    Args:
+        path: str, whatever `load_teacher` takes.
+        output: str, the file to write, which must not exist.
+        to: "keras", a `.keras` file, or "torch", see `save_torch`.
+        source: as of `load_teacher`.
+        head: bool, keep the projection head.
+
+    Returns:
+        str, `explaining.summary` of what was written.
+
+    Raises:
+        ValueError: as `load_teacher` and `save_torch`, or if the output
+            exists or has the wrong ending.
+    """
+    if os.path.exists(output):
+        raise ValueError(f"{output!r} exists already.")
+    if to == "keras" and not output.endswith(".keras"):
+        raise ValueError(
+            "A file of Keras must end in .keras; PyTorch's are written with "
+            f'to="torch". Received: {output!r}.'
+        )
+    encoder = contents = None
+    if source in ("auto", "keras"):
+        encoder = loading.load_keras(path)
+    if encoder is None:
+        contents = loading.read(path, source=source, head=head)
+        encoder = loading.build(contents, path)
+    elif not head:
+        encoder = _without_head(encoder)
+    if to == "torch":
+        save_torch(encoder, output)
+    else:
+        encoder.save(output)
+    return explaining.summary(encoder, contents)
+
+
+def _without_head(encoder):
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            "Only an Encoder has a projection head to leave out. Received: "
+            f"{type(encoder).__name__} {encoder.name!r}."
+        )
+    config = encoder.get_config()
+    return Encoder(
+        encoder.backbone, head=None, mean=config["mean"], std=config["std"]
+    )

@@ -1,0 +1,199 @@
+"""What is in a checkpoint, in words and numbers."""
+
+import collections
+import pathlib
+
+import keras
+import numpy as np
+
+from seed_tf.checkpoints import loading
+from seed_tf.checkpoints.layouts import LAYOUTS
+from seed_tf.checkpoints.weights import assign, misfits, parameters
+from seed_tf.conversion import torch_reference
+from seed_tf.datasets.folders import EXTENSIONS
+from seed_tf.encoders import Encoder
+from seed_tf.evaluation import embed, nearest_neighbours
+
+MOST_IMAGES = 256
+
+
+def summary(encoder, contents=None):
+    """What was loaded, and what was left out on purpose.
+
+    Args:
+        encoder: keras.Model, e.g. an `Encoder`.
+        contents: `layouts.Contents` that it was built of; None for a file of
+            Keras.
+
+    Returns:
+        str of several lines.
+    """
+    rows = {"parameters": f"{encoder.count_params():,}"}
+    if isinstance(encoder, Encoder):
+        rows = {
+            "features": f"{encoder.feature_dim} wide",
+            "embeddings": f"{encoder.embedding_dim} wide ({_head(encoder)})",
+            "images": f"(images / 255 - {_constants(encoder, 'mean')}) / "
+            f"{_constants(encoder, 'std')}",
+            **rows,
+        }
+    if contents is None:
+        return _lines({"network": encoder.name, **rows})
+    title = LAYOUTS[contents.source].title
+    return _lines(
+        {
+            "source": f"{contents.source} ({title})",
+            "network": contents.description,
+            **rows,
+            "used": _keys(contents.keys.values()),
+            "left out": _left_out(contents.left_out),
+        }
+    )
+
+
+def explain(path, *, source="auto", images=None, image_size=224):
+    """All that can be told of a checkpoint, of a bad one too.
+
+    Args:
+        path: str, whatever `load_teacher` takes.
+        source: as `load_teacher`.
+        images: None, or a folder of images to embed.
+        image_size: int, pixels of their centre crops.
+
+    Yields:
+        str, parts of the report in the order in which they are found.
+
+    Raises:
+        ValueError: if the file cannot be read, or its network is unknown; or
+            if there are no images in the folder.
+    """
+    files = None if images is None else _files(images)
+    encoder = contents = None
+    if source in ("auto", "keras"):
+        encoder = loading.load_keras(path)
+    if encoder is None:
+        contents = loading.read(path, source=source)
+        encoder = Encoder(contents.backbone(), **contents.encoder)
+        wanted = parameters(encoder)
+        problems = misfits(contents, wanted)
+        yield summary(encoder, contents)
+        yield _lines({k: _keys(v) for k, v in problems.items()})
+        if any(problems.values()):
+            yield "The file does not fit, and cannot be loaded."
+            return
+        assign(contents, wanted)
+    else:
+        yield summary(encoder)
+    pixels = _noise(image_size)
+    if files:
+        pixels = np.stack([_pixels(file, image_size) for file in files])
+        yield _embeddings(encoder, pixels, files)
+    if contents is not None:
+        yield _blocks(encoder, contents, pixels[:2])
+
+
+def _embeddings(encoder, pixels, files):
+    z = embed(encoder, pixels, batch_size=16, output="embeddings")
+    norms = np.linalg.norm(z, axis=1)
+    lines = [
+        f"Embeddings of {len(files)} images: norm {norms.mean():.4g} "
+        f"± {norms.std():.2g}"
+    ]
+    if len(files) > 1:
+        cosines, indices = nearest_neighbours(z, z, min(4, len(files)))
+        unit = z / norms[:, None]
+        # Of all pairs of two images: the sum's square, less each with itself.
+        total = np.square(unit.sum(0)).sum() - len(unit)
+        mean = total / (len(unit) * (len(unit) - 1))
+        lines[0] += f"; mean cosine of two of them {mean:.3f}"
+        lines.append("Nearest neighbours, by cosine:")
+        for i in np.linspace(0, len(files) - 1, min(5, len(files))).astype(int):
+            others = [
+                f"{files[j].name} {cosine:.3f}"
+                for cosine, j in zip(cosines[i], indices[i], strict=True)
+                if j != i
+            ][:3]
+            lines.append(f"  {files[i].name}: {', '.join(others)}")
+    return "\n".join(lines)
+
+
+def _blocks(encoder, contents, pixels):
+    try:
+        rows = torch_reference.compare_blocks(encoder, contents, pixels)
+    except ImportError:
+        return "With PyTorch installed, each block would be compared with it."
+    lines = [
+        "Difference from PyTorch's functions on the same weights, relative:",
+        f"  {'block':24} {'alone':>8} {'from the image on':>18}",
+        *[f"  {n:24} {one:8.1e} {all_:18.1e}" for n, one, all_ in rows],
+    ]
+    worst = max(rows, key=lambda row: row[1])
+    lines.append(
+        f"Largest of a single block: {worst[1]:.1e} in {worst[0]}; rounding "
+        "explains up to about 1e-4."
+    )
+    return "\n".join(lines)
+
+
+def _files(folder):
+    """Image files below a folder, evenly spaced if there are many."""
+    paths = pathlib.Path(folder).expanduser().rglob("*")
+    files = sorted(x for x in paths if x.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise ValueError(
+            f"No images in {folder!r}. Expected files ending in "
+            f"{', '.join(EXTENSIONS)}."
+        )
+    chosen = np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES))
+    return [files[i] for i in chosen.astype(int)]
+
+
+def _pixels(file, size):
+    """The centre of an image, uint8."""
+    try:
+        image = keras.utils.load_img(
+            file, target_size=(size, size), keep_aspect_ratio=True
+        )
+    except OSError as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
+    return np.asarray(image, np.uint8)
+
+
+def _noise(size):
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+
+
+def _head(encoder):
+    if encoder.head is None:
+        return "no projection head"
+    names = [type(layer).__name__ for layer in encoder.head.layers]
+    return "projection head " + "-".join(names)
+
+
+def _constants(encoder, name):
+    return "(" + ", ".join(f"{x:g}" for x in encoder.get_config()[name]) + ")"
+
+
+def _left_out(reasons):
+    """Counts and examples by reason."""
+    keys = collections.defaultdict(list)
+    for key, reason in reasons.items():
+        keys[reason].append(key)
+    found = [f"{reason}: {_keys(x)}" for reason, x in keys.items()]
+    return "\n".join(found) or "nothing"
+
+
+def _keys(keys):
+    keys = list(keys)
+    if not keys:
+        return "none"
+    return f"{len(keys)}: {', '.join(keys[:2])}{' ...' if keys[2:] else ''}"
+
+
+def _lines(rows):
+    return "\n".join(
+        f"{name if i == 0 else '':12} {line}"
+        for name, text in rows.items()
+        for i, line in enumerate(text.splitlines())
+    )

@@ -1,0 +1,128 @@
+"""The detector: KerasCV's RetinaNet on an encoder's backbone."""
+
+import keras
+import keras_cv
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from seed_tf.detection.pyramid import Pyramid
+from seed_tf.encoders import Encoder
+
+
+def detector(encoder, num_classes, *, smallest_anchor=32.0, frozen_norm=True):
+    """A RetinaNet of fresh heads on a copy of an encoder's backbone.
+
+    KerasCV's feature pyramid, heads and anchors: nine per place, at strides 8
+    to 128.
+
+    Args:
+        encoder: `Encoder`, whose head is left out and whose normalisation is
+            kept, or a keras.Model of images `[B, H, W, 3]` in [0, 255].
+        num_classes: positive int.
+        smallest_anchor: float, side in pixels of the smallest anchor, at
+            stride 8; it doubles with the stride. RetinaNet's 32 is for
+            images of 500 pixels and more; an object much smaller than it is
+            never matched.
+        frozen_norm: bool, keep all BatchNorm layers of the backbone as they
+            are, statistics, scales and offsets, as Detectron does: a batch of
+            a few images is too small to estimate statistics from. A network
+            that starts from scratch has none to keep: give False.
+
+    Returns:
+        `keras_cv.models.RetinaNet` of float images in [0, 255], of sides that
+        are multiples of 32. All else is trainable. It can be saved.
+
+    Raises:
+        ValueError: if an argument is out of range, or see `Pyramid`.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017;
+    He et al., "Rethinking ImageNet Pre-training", ICCV 2019, on BatchNorm.
+
+    Example:
+
+    >>> encoder = seed_tf.Encoder("resnet18")
+    >>> model = seed_tf.detection.detector(encoder, num_classes=20)
+    >>> model.bounding_box_format
+    'xyxy'
+    """
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(
+            "`num_classes` must be a positive integer. "
+            f"Received: num_classes={num_classes!r}."
+        )
+    if smallest_anchor <= 0:
+        raise ValueError(
+            "`smallest_anchor` must be positive. "
+            f"Received: smallest_anchor={smallest_anchor}."
+        )
+    if isinstance(encoder, Encoder):
+        rescaling = encoder.rescaling
+        pyramid = Pyramid(encoder.backbone, rescaling.scale, rescaling.offset)
+    elif isinstance(encoder, keras.Model):
+        pyramid = Pyramid(encoder)
+    else:
+        raise ValueError(
+            "`encoder` must be an `Encoder` or a keras.Model. "
+            f"Received: encoder={encoder!r}."
+        )
+    pyramid.trainable = True
+    for layer in pyramid.copied.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = not frozen_norm
+    anchors = keras_cv.layers.AnchorGenerator(
+        bounding_box_format="xyxy",
+        sizes=[smallest_anchor * 2.0**i for i in range(5)],
+        scales=[2 ** (i / 3) for i in range(3)],
+        aspect_ratios=[0.5, 1.0, 2.0],
+        strides=[8, 16, 32, 64, 128],
+        clip_boxes=True,
+    )
+    # KerasCV's default decoder keeps one class per box and drops scores below
+    # 0.5; average precision needs the low scores too.
+    decoder = keras_cv.layers.MultiClassNonMaxSuppression(
+        bounding_box_format="xyxy",
+        from_logits=True,
+        iou_threshold=0.5,
+        confidence_threshold=0.01,
+    )
+    return keras_cv.models.RetinaNet(
+        pyramid,
+        num_classes=num_classes,
+        bounding_box_format="xyxy",
+        anchor_generator=anchors,
+        prediction_decoder=decoder,
+    )
+
+
+def detect(model, images, *, batch_size=16):
+    """Finds objects: decoded, after non-maximum suppression by class.
+
+    Args:
+        model: of `detector`.
+        images: `[N, S, S, 3]` in [0, 255], or a data set, see
+            `seed_tf.detection`.
+        batch_size: positive int.
+
+    Returns:
+        Dict of arrays, at most K = 100 detections per image, best first:
+        "boxes" `[N, K, 4]`, "classes" `[N, K]`, -1 where there is none, and
+        "confidence" `[N, K]` in [0, 1].
+    """
+    if isinstance(images, tf.data.Dataset):
+        images = images.map(lambda image, _: image)
+    else:
+        images = tf.data.Dataset.from_tensor_slices(images)
+
+    @tf.function(reduce_retracing=True)
+    def step(batch):
+        raw = model({"images": batch}, training=False)
+        return model.decode_predictions(raw, batch)
+
+    found = [
+        step(tf.cast(batch, tf.float32)) for batch in images.batch(batch_size)
+    ]
+    return {
+        k: np.concatenate([ops.convert_to_numpy(f[k]) for f in found])
+        for k in ("boxes", "classes", "confidence")
+    }

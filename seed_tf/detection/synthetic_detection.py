@@ -1,0 +1,86 @@
+"""A small detection set that is made on the spot."""
+
+import numpy as np
+import tensorflow as tf
+
+from seed_tf.datasets.digits import digits
+
+_SIDES = (16, 20, 24, 28, 32, 36)  # pixels of a digit's square
+
+
+def synthetic_detection(split, size, *, image_size=96, max_digits=4, seed=0):
+    """Handwritten digits on black squares, with their boxes.
+
+    One to `max_digits` digits of random sizes, 16 to 36 pixels, are placed so
+    that their squares do not overlap. A box is tight around the ink.
+
+    Args:
+        split: "train" or "test": the digits that are used, which are disjoint.
+        size: positive int, N.
+        image_size: int, S, 72 or more.
+        max_digits: positive int, M.
+        seed: int, of the choice of digits, sizes and places.
+
+    Returns:
+        Images `[N, S, S, 3]` uint8 and a dict of "boxes" `[N, M, 4]` float32,
+        (x1, y1, x2, y2) in pixels, "classes" `[N, M]` float32, the digits, and
+        "crowd" `[N, M]` bool, none. Places without a digit have box and class
+        -1: as `seed_tf.detection` wants them.
+
+    Raises:
+        ValueError: if the split is unknown or a number is out of range.
+
+    Example:
+
+    >>> images, objects = synthetic_detection("test", 3)
+    >>> images.shape, objects["boxes"].shape
+    ((3, 96, 96, 3), (3, 4, 4))
+    """
+    for name, value, least in (
+        ("size", size, 1),
+        ("image_size", image_size, 2 * max(_SIDES)),
+        ("max_digits", max_digits, 1),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"`{name}` must be an integer of at least {least}. "
+                f"Received: {name}={value!r}."
+            )
+    pictures, labels = digits(split, image_size=max(_SIDES))
+    scaled = {
+        side: np.round(
+            tf.image.resize(pictures, [side, side], antialias=True)
+        ).astype(np.uint8)
+        for side in _SIDES
+    }
+    rng = np.random.default_rng([seed, split == "test"])
+    images = np.zeros((size, image_size, image_size, 3), np.uint8)
+    boxes = np.full((size, max_digits, 4), -1, np.float32)
+    classes = np.full((size, max_digits), -1, np.float32)
+    for n in range(size):
+        taken = np.zeros((image_size, image_size), bool)
+        count = 0
+        # A square that finds no room in ten tries is left out.
+        for _ in range(rng.integers(1, max_digits + 1)):
+            i, side = rng.integers(len(labels)), rng.choice(_SIDES)
+            for _ in range(10):
+                y, x = rng.integers(image_size - side + 1, size=2)
+                place = slice(y, y + side), slice(x, x + side)
+                if taken[place].any():
+                    continue
+                taken[place] = True
+                digit = scaled[side][i]
+                images[n][place] = digit
+                ys, xs = np.nonzero(digit[..., 0] > 64)
+                boxes[n, count] = (
+                    *(x + xs.min(), y + ys.min()),
+                    *(x + xs.max() + 1, y + ys.max() + 1),
+                )
+                classes[n, count] = labels[i]
+                count += 1
+                break
+    return images, {
+        "boxes": boxes,
+        "classes": classes,
+        "crowd": np.zeros((size, max_digits), bool),
+    }

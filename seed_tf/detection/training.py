@@ -1,0 +1,166 @@
+"""How a detector learns."""
+
+import contextlib
+import math
+import time
+import warnings
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from seed_tf import random
+from seed_tf.detection.boxes import (
+    check_images,
+    flip_images,
+)
+from seed_tf.evaluation.linear_probe import DivergenceError
+from seed_tf.io.units import duration
+from seed_tf.optimizers.schedule import warmup_cosine
+from seed_tf.optimizers.sgd import SGD
+
+
+def fine_tune_detector(
+    model,
+    train,
+    *,
+    steps,
+    batch_size=16,
+    learning_rate=0.01,
+    warmup_steps=None,
+    momentum=0.9,
+    weight_decay=1e-4,
+    flip=True,
+    seed=0,
+    tell=logging.info,
+):
+    """Trains a detector, in place.
+
+    Focal loss on classes and smooth L1 on boxes, both over the matched
+    anchors; SGD with a linear warm-up and a cosine to zero, gradients clipped
+    to a norm of 10.
+
+    Args:
+        model: of `detector`.
+        train: data set of single images, see `seed_tf.detection`;
+            of any size, it is shuffled and repeated.
+        steps: positive int.
+        batch_size: int, 2 or more.
+        learning_rate: float, peak per 16 images; scaled linearly.
+        warmup_steps: int, by default a tenth of all, 500 at most.
+        momentum: float.
+        weight_decay: float, coupled.
+        flip: bool, mirror half of the images; not for digits or text.
+        seed: int, of order and flips. The heads' start is Keras's own:
+            `keras.utils.set_random_seed`.
+        tell: function of one str, told of progress and the time left.
+
+    Returns:
+        List of floats, the loss of each tenth of the steps.
+
+    Raises:
+        ValueError: if arguments or images do not fit.
+        DivergenceError: a ValueError, if the loss is not finite.
+
+    Source: RetinaNet's settings (section 4.1), but for the schedule.
+    """
+    # A step of one image aborts the process: KerasCV 0.9, TensorFlow 2.21, CPU.
+    least = {"steps": (steps, 1), "batch_size": (batch_size, 2)}
+    for name, (value, minimum) in least.items():
+        if not isinstance(value, int) or value < minimum:
+            raise ValueError(
+                f"`{name}` must be an integer of at least {minimum}. "
+                f"Received: {name}={value!r}."
+            )
+    check_images(train, model.num_classes)
+    if warmup_steps is None:
+        warmup_steps = min(500, steps // 10)
+
+    def batch(step, images, objects):
+        images = tf.cast(images, tf.float32)
+        keep = ~objects["crowd"]
+        boxes = tf.where(keep[..., None], objects["boxes"], -1.0)
+        classes = tf.where(keep, objects["classes"], -1.0)
+        if flip:
+            seeds = random.image_seeds(seed, step, batch_size)
+            drawn = random.uniform(seeds, 1)[:, 0] < 0.5
+            images, boxes = flip_images(images, boxes, classes, drawn)
+        return images, {"boxes": boxes, "classes": classes}
+
+    batches = (
+        train.shuffle(2048, seed)
+        .repeat()
+        .batch(batch_size, drop_remainder=True)
+        .enumerate()
+        .map(lambda step, data: batch(step, *data), tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    epochs = min(10, steps)
+    model.compile(
+        optimizer=SGD(
+            warmup_cosine(
+                batch_size=batch_size,
+                steps_per_epoch=1,
+                epochs=steps,
+                warmup_epochs=warmup_steps,
+                rate_per_256=16 * learning_rate,
+            ),
+            momentum,
+            weight_decay,
+            global_clipnorm=10.0,
+        ),
+        classification_loss="focal",
+        box_loss="smoothl1",
+        jit_compile=False,
+    )
+    watch = _Watch(steps, epochs, learning_rate, tell)
+    with _unnamed_inputs():
+        model.fit(
+            batches.take(steps),
+            shuffle=False,  # done, and Keras warns of its own default
+            verbose=0,
+            callbacks=[watch],
+        )
+    return watch.losses
+
+
+@contextlib.contextmanager
+def _unnamed_inputs():
+    """Hides Keras's warning that KerasCV gives its named input without name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The structure of `inputs`")
+        yield
+
+
+class _Watch(keras.callbacks.Callback):
+    """Tells of every tenth of the steps; stops where the loss is not finite."""
+
+    def __init__(self, steps, parts, learning_rate, tell):
+        super().__init__()
+        self._ends = [round(steps * i / parts) for i in range(1, parts + 1)]
+        self._steps, self._rate, self._tell = steps, learning_rate, tell
+        self._start, self._sum, self._count = None, 0.0, 0
+        self.losses = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        done = batch + 1
+        # Keras's log is the mean since the start.
+        total = float(logs["loss"]) * done
+        if not math.isfinite(total):
+            raise DivergenceError(
+                f"Fine-tuning diverged: loss {logs['loss']} in step {done}. "
+                "Lower the learning rate. "
+                f"Received: learning_rate={self._rate}."
+            )
+        # The first step traces; the time is taken after it.
+        self._start = self._start or time.monotonic()
+        if done not in self._ends:
+            return
+        loss = (total - self._sum) / (done - self._count)
+        self._sum, self._count = total, done
+        self.losses.append(loss)
+        seconds = (time.monotonic() - self._start) / max(1, batch)
+        self._tell(
+            f"detector: step {done:,}/{self._steps:,}, loss {loss:.3f}, "
+            f"{duration(seconds * (self._steps - done))} left"
+        )

@@ -1,0 +1,1 @@
+"""Files, locks, fingerprints, progress and units."""

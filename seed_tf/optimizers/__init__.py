@@ -1,0 +1,1 @@
+"""PyTorch's rule of SGD, and the schedule of its learning rate."""

@@ -1,0 +1,395 @@
+"""What SEED and MoCo share: seeded views, safe steps, health metrics."""
+
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from seed_tf import (
+    random,
+    replicas,
+)
+from seed_tf.embeddings import l2_normalise
+from seed_tf.images import check_channels, check_value_range
+
+NOT_FINITE = (
+    "Checkpoints saved before are intact. Lower the learning rate, warm up "
+    "longer, or train in float32 or mixed_bfloat16."
+)
+
+
+_DATASETS = (tf.data.Dataset, tf.distribute.DistributedDataset)
+
+
+class Trainer(keras.Model):
+    """A trained tower that follows a second, gradient-free one.
+
+    Subclasses write `train_step`; this class hands them its parts. All
+    randomness of a step (views, dropout) is a function of `(seed, step,
+    position of the image in the global batch)`, so that a resumed run repeats
+    an uninterrupted one and N replicas repeat one device.
+
+    Args:
+        views: the augmentation, see `seed_tf.SEED`.
+        seed: int.
+
+    Attributes:
+        trained_parts: names of the attributes whose weights training changes.
+    """
+
+    trained_parts = ()
+
+    def __init__(self, *, views, seed=0, name=None):
+        # Images rounded to 16 bits before their normalisation are other ones.
+        super().__init__(name=name, autocast=False)
+        self.views = views
+        self.seed = seed
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        call = getattr(views, "call", views)
+        self._views_take_seeds = "seeds" in inspect.signature(call).parameters
+        self._means = {}
+
+    # -- parts of a step ---------------------------------------------------
+
+    def augment(self, images, step, stream=0):
+        """Views of a batch, a list with one tensor per image size.
+
+        Args:
+            images: `[B, H, W, 3]` uint8 or float in [0, 255]; or the crops
+                with which the views begin, from `datasets.load(views=...)`:
+                `[B, n, s, s, 3]`, for multi-crop a pair of such. Or a batch of
+                a view cache, a dict of either and of the views' keys.
+            step: scalar int64 from which, with `seed`, randomness derives.
+            stream: int; other streams give other views of the same images.
+                Of crops, it is which of the n.
+
+        Returns:
+            `[n * B, s, s, 3]` float32 tensors, the first view of every image
+            first; n is 1 but for multi-crop's small views.
+        """
+        keys = None
+        if isinstance(images, dict):
+            images, keys = images["images"], images["keys"]
+            if not self._views_take_seeds:
+                raise ValueError(
+                    "A view cache needs views that are made from `seeds`, such "
+                    f"as those of seed_tf.views. Received: {self.views!r}."
+                )
+        parts, options = tf.nest.flatten(images), {}
+        if len(parts[0].shape) == 5:
+            crops = getattr(self.views, "crops", [])
+            expected = [(layer.size, layer.size, 3) for layer, _ in crops]
+            sizes = [tuple(x.shape[2:]) for x in parts]
+            # None if Keras traced the step for another number of crops before.
+            of_each = parts[0].shape[1]
+            if sizes != expected or (of_each and stream >= of_each):
+                raise ValueError(
+                    "Expected the crops that the views begin with, from "
+                    "datasets.load(..., views=views), with num_views=2 for "
+                    f"MoCo: {stream + 1} or more of each image, of {expected}. "
+                    f"Received: {[tuple(x.shape) for x in parts]}."
+                )
+            options["cropped"] = True
+            images = parts if len(parts) > 1 else images[:, stream]
+        else:
+            check_channels(images)
+        if self._views_take_seeds:
+            if keys is None:
+                batch = ops.shape(parts[0])[0]
+                replica = tf.distribute.get_replica_context()
+                index = replica.replica_id_in_sync_group if replica else 0
+                keys = random.image_seeds(self.seed, step, batch, index * batch)
+            options["seeds"] = random.fold_in(keys, stream)
+        views = self.views(images, **options)
+        return list(views) if isinstance(views, (list, tuple)) else [views]
+
+    def reset_dropout_seeds(self, *towers):
+        """Makes dropout of this step a function of (seed, step, replica)."""
+        replica = tf.distribute.get_replica_context()
+        index = ops.cast(replica.replica_id_in_sync_group, "int64")
+        # A layer that is called often in one step counts on from here.
+        position = self.step.value * 2**20 + index * 2**10
+        for tower in towers:
+            for i, state in enumerate(_seed_generator_states(tower)):
+                state.assign(
+                    ops.cast(ops.stack([self.seed + i, position]), state.dtype)
+                )
+
+    def scale(self, loss):
+        """The loss to differentiate: this replica's share, scaled for float16.
+
+        Keras sums the gradients of the replicas and leaves the division by
+        their number to custom steps.
+        """
+        count = tf.distribute.get_strategy().num_replicas_in_sync
+        return self.optimizer.scale_loss(loss / count)
+
+    def xla(self, function):
+        """The function, compiled by XLA if `compile` was told to.
+
+        For what each of several replicas computes alone, without collectives,
+        which XLA cannot take in. One device's step is compiled by Keras, as a
+        whole, and a TPU's in any case.
+        """
+        strategy = tf.distribute.get_strategy()
+        if (
+            self.jit_compile
+            and strategy.num_replicas_in_sync > 1
+            and not isinstance(strategy, tf.distribute.TPUStrategy)
+        ):
+            return tf.function(function, jit_compile=True)
+        return function
+
+    def minimise(self, gradients, variables):
+        """Applies gradients of a loss from `scale`; returns their norm.
+
+        Of several replicas it is the norm of this replica's own gradient.
+        """
+        norm = tf.linalg.global_norm(gradients) / self.scale(1.0)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = replicas.overflow_of_all(gradients, norm)
+        self.optimizer.apply(gradients, variables)
+        # Float16's loss scaling skips steps that overflow: no norm to report.
+        return tf.where(tf.math.is_finite(norm), norm, 0.0)
+
+    def log(self, **values):
+        """Updates the running mean of each value; returns all of them.
+
+        Of several replicas it is the mean over all.
+        """
+        for name, value in replicas.average(values).items():
+            self._means[name].update_state(value)
+        return {name: self._means[name].result() for name in values}
+
+    @property
+    def state(self):
+        """What a run must save to go on, as `tf.train.Checkpoint` takes it.
+
+        All but what never changes, a teacher.
+        """
+        parts = {name: getattr(self, name) for name in self.trained_parts}
+        return {
+            **{name: part for name, part in parts.items() if part is not None},
+            "optimizer": self.optimizer,
+            "step": self.step.value,
+        }
+
+    # -- what Keras calls --------------------------------------------------
+
+    def track(self, *names):
+        """Creates the running means that `log` updates."""
+        self._means = {name: replicas.Mean(name=name) for name in names}
+
+    @property
+    def metrics(self):
+        return list(self._means.values())
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        **kwargs,
+    ):
+        """`keras.Model.fit` that refuses unfit images and stops at a NaN loss.
+
+        Args:
+            x: a `tf.data.Dataset` of batches, or an array, of images
+                `[B, H, W, 3]`, uint8 or float in [0, 255]; labels beside the
+                images are ignored. All batches must have one size: drop the
+                remainder. B is the global batch, and the number of replicas
+                must divide it. On several hosts, what
+                `seed_tf.training.devices.distribute` gives.
+
+        Raises:
+            ValueError: if the images cannot be what the views expect, or
+                replicas cannot share the batches.
+            FloatingPointError: at the first step whose loss is not finite.
+        """
+        if self.loss is not None:
+            raise ValueError(
+                f"{type(self).__name__}.compile takes an optimizer and no "
+                f"`loss`: the objective is the model's own. "
+                f"Received: loss={self.loss!r}."
+            )
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            replicas.check(self, x, kwargs.get("steps_per_epoch"))
+        _check_value_range(x)
+        # Keras warns that its own default is without effect on a dataset.
+        kwargs.setdefault("shuffle", not isinstance(x, _DATASETS))
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [StopAtNaN(), *_as_list(callbacks)]
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, **kwargs
+        )
+
+    def make_train_function(self, force=False):
+        # Built in the first trace of the step, as Keras does, the optimizer's
+        # variables make TensorFlow trace it all a second time.
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = replicas.on_all(self, self.train_step)
+
+    def make_test_function(self, force=False):
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+            self.test_function = replicas.on_all(self, self.test_step)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: model, metrics and optimizer are built.
+
+        Keras would read, and throw away, a first batch here, and cannot do so
+        on several hosts.
+        """
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "views": keras.saving.serialize_keras_object(self.views),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        revived = {
+            key: keras.saving.deserialize_keras_object(value)
+            if isinstance(value, dict)
+            else value
+            for key, value in config.items()
+        }
+        return cls(**revived)
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Raises FloatingPointError at the first step with a loss not finite.
+
+    It runs before callbacks that save, so earlier checkpoints stay as they
+    are.
+    """
+
+    async_safe = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if not np.isfinite(loss):
+            step = int(self.model.step.numpy())
+            raise FloatingPointError(
+                f"The loss became {loss} at step {step}. {NOT_FINITE}"
+            )
+
+
+def dry_run(tower, role, views):
+    """Runs a tower once on a view of noise; returns its embedding width.
+
+    Builds towers that are not yet built, and finds before any training what
+    would spoil it.
+
+    Args:
+        tower: keras.Model, or any Keras layer.
+        role: str, for messages: "student", "teacher", "encoder".
+        views: list of `[1, s, s, 3]` float32 tensors.
+
+    Raises:
+        ValueError: if the tower does not give finite embeddings `[B, D]`.
+    """
+    if not isinstance(tower, keras.layers.Layer):
+        raise ValueError(
+            f"`{role}` must be a keras.Model, e.g. seed_tf.Encoder(...). "
+            f"Received: {role}={tower!r} of type {type(tower).__name__}."
+        )
+    for view in views:
+        embeddings = tower(view, training=False)
+        shape = getattr(embeddings, "shape", None)
+        if shape is None or len(shape) != 2:
+            raise ValueError(
+                f"`{role}` must give embeddings [B, D]; wrap a backbone in "
+                "seed_tf.Encoder to pool and project its features. "
+                f"Received: output {shape} for input {tuple(view.shape)}."
+            )
+        if not np.all(np.isfinite(ops.convert_to_numpy(embeddings))):
+            raise ValueError(
+                f"`{role}` gives embeddings that are not finite (NaN or "
+                "infinity) for a noise image: its weights are damaged, or its "
+                "float16 range is exceeded. Load it again, or in float32."
+            )
+    return int(shape[-1])
+
+
+def noise_images():
+    """One image `[1, 64, 64, 3]` uint8 for `dry_run`."""
+    return np.random.default_rng(0).integers(
+        0, 256, (1, 64, 64, 3), dtype=np.uint8
+    )
+
+
+def spread(embeddings):
+    """How widely normalised embeddings `[B, D]` spread, scalar in [0, 1].
+
+    The standard deviation over the batch, averaged over dimensions, times
+    sqrt(D): near 1 for directions all around, 0 when all images collapse to
+    one point.
+    """
+    deviation = ops.mean(ops.std(embeddings, axis=0))
+    return deviation * float(embeddings.shape[-1]) ** 0.5
+
+
+def cosine(a, b):
+    """Mean cosine of the rows of normalised `a` and `b`, both `[B, D]`."""
+    return ops.mean(ops.sum(a * b, axis=1))
+
+
+def embed(tower, view, training=False):
+    """L2-normalised float32 embeddings `[B, D]` of a view."""
+    return l2_normalise(tower(view, training=training))
+
+
+def _seed_generator_states(tower):
+    return [
+        v for v in tower.variables if v.path.endswith("seed_generator_state")
+    ]
+
+
+def _as_list(callbacks):
+    if callbacks is None:
+        return []
+    return callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+
+
+def _check_value_range(x):
+    """Refuses float images that look like [0, 1]; crops may be a pair."""
+    if isinstance(x, tf.data.Dataset):
+
+        def images(element):
+            first = keras.utils.unpack_x_y_sample_weight(element)[0]
+            if isinstance(first, dict):  # of a view cache
+                first = first["images"]
+            return tf.nest.flatten(first)[0]
+
+        if not getattr(images(x.element_spec), "dtype", tf.uint8).is_floating:
+            return
+        batch = next(iter(x.take(1)), None)
+        if batch is None:
+            return
+        batch = images(batch)
+    elif getattr(x, "dtype", None) is not None and len(x):
+        batch = x[:64]
+    else:
+        return
+    check_value_range(batch)

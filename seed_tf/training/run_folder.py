@@ -1,0 +1,321 @@
+"""What a run keeps on disk: its folder, its checkpoints, its encoder."""
+
+import contextlib
+import fcntl
+import glob
+import json
+import math
+import os
+import re
+import shutil
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from seed_tf.acceleration import precision
+from seed_tf.encoders import Encoder
+from seed_tf.io.files import atomic_write, flush, reason
+from seed_tf.trainer import NOT_FINITE
+
+_WRITTEN = (  # by a run, and removed by `overwrite`; nothing else is touched
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "student.keras",
+    "backbone.keras",
+    "report.html",
+    "report.png",
+    "checkpoints",
+    "events",
+)
+_LEAST_BYTES = 100e6  # that a run of the smallest students leaves
+_CHECKPOINT = re.compile(r"step-\d{9}")
+# What reading a damaged checkpoint raises.
+_DAMAGE = (OSError, IndexError, tf.errors.OpError)
+
+
+class RunFolder:
+    """The folder of a run, with the `config.json` that describes it.
+
+    A folder that has one belongs to the run described there, which goes on if
+    it is the same. Nothing is written or removed before `claim`.
+
+    Args:
+        path: folder, made if missing.
+        config: JSON dict that describes the run.
+        overwrite: bool, remove what an earlier run left and start anew.
+        ignore: keys of `config` in which a continued run may differ.
+        chief: bool, False for all workers of a run but the one that writes.
+
+    Raises:
+        ValueError: if the folder belongs to another run, naming what differs.
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, path, config, *, overwrite=False, ignore=(), chief=True):
+        self.path, self.chief = path, chief
+        self._overwrite, self._ignore = overwrite, set(ignore)
+        self._config = json.loads(json.dumps(config))
+        existing = os.path.abspath(path)
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
+            raise OSError(
+                f"The output folder {path!r} cannot be written: {existing!r} "
+                "is no folder, or not yours to write to."
+            )
+        self._check_space(existing, _LEAST_BYTES)
+        self._compare()
+
+    def claim(self, **more):
+        """Makes the folder this run's, and this process its only writer.
+
+        Args:
+            **more: what else belongs into `config.json`.
+
+        Raises:
+            ValueError: if the folder belongs to another run, or another
+                process is writing to it.
+            OSError: if it cannot be written.
+        """
+        self._config |= more
+        self._compare()
+        if not self.chief:
+            return
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self._lock()
+            if self._overwrite:
+                self._remove()
+            self.write("config.json", self._config)
+        except OSError as error:
+            raise OSError(
+                f"The output folder {self.path!r} cannot be written: "
+                f"{reason(error)}."
+            ) from error
+
+    def file(self, *names):
+        """The path of a file of the run."""
+        return os.path.join(self.path, *names)
+
+    def read(self, name):
+        """A JSON file of the run, or {} if it is not there."""
+        try:
+            with open(self.file(name)) as f:
+                return json.load(f)
+        except FileNotFoundError:
+            return {}
+
+    def write(self, name, content):
+        """Writes a JSON file, whole or not at all."""
+        with atomic_write(self.file(name)) as path, open(path, "w") as f:
+            json.dump(content, f, indent=2)
+            f.write("\n")
+
+    def check_space(self, needed):
+        """Raises OSError if the disk has fewer free bytes than `needed`."""
+        self._check_space(self.path, needed)
+
+    def close(self):
+        """Lets other processes have the folder."""
+        if self.chief:
+            os.close(self._descriptor)
+
+    def _lock(self):
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"Another process is training into {self.path!r}. Stop it "
+                "first, or choose another folder."
+            ) from None
+        except OSError as error:  # some network file systems
+            logging.warning("%r cannot be locked: %s.", self.path, error)
+
+    def _check_space(self, folder, needed):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                f"No space left for the run: the disk of {self.path!r} has "
+                f"{free / 1e6:.0f} MB free, checkpoints and encoder take "
+                f"{needed / 1e6:.0f} MB or more."
+            )
+
+    def _compare(self):
+        earlier = {} if self._overwrite else self.read("config.json")
+        if not earlier:
+            return
+        absent = "(absent)"
+        differences = [
+            f"{key}: {earlier.get(key, absent)!r} there, {value!r} here"
+            for key, value in sorted(self._config.items())
+            if key not in self._ignore and earlier.get(key, absent) != value
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path!r} holds a run with other settings. "
+                f"{'; '.join(differences)}. Give that run's own flags to go "
+                "on with it, choose another --output, or start anew with "
+                "--overwrite, which removes that run."
+            )
+
+    def _remove(self):
+        for name in _WRITTEN:
+            path = self.file(name)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
+                os.remove(path)
+
+
+class Checkpoints:
+    """Checkpoints of a model in training, one folder each, whole or absent.
+
+    A checkpoint holds the model's `state` (all but a frozen teacher), as
+    `tf.train.Checkpoint` writes it, with its checksums. It is written beside
+    the others, flushed to the disk, and given its name last, so that a process
+    killed at any moment leaves no half of one.
+
+    Args:
+        folder: made if missing.
+        model: a compiled `SEED` or `MoCo`.
+        keep: int, how many of the newest stay; the best stays besides.
+    """
+
+    def __init__(self, folder, model, *, keep=3):
+        self._folder, self._keep = folder, keep
+        # Variables that are made later would wait for a restored value.
+        if not model.optimizer.built:
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
+        self._state = model.state
+        self._checkpoint = tf.train.Checkpoint(**self._state)
+
+    @property
+    def steps(self):
+        """Steps with a checkpoint, ascending."""
+        if not os.path.isdir(self._folder):
+            return []
+        names = filter(_CHECKPOINT.fullmatch, os.listdir(self._folder))
+        return sorted(int(name[5:]) for name in names)
+
+    def save(self, step, best=None):
+        """Writes the checkpoint of a step, and removes those no longer kept.
+
+        Args:
+            step: int, steps trained.
+            best: int, step whose checkpoint is kept as the best.
+
+        Raises:
+            OSError: if the disk is full or fails; others stay as they are.
+            FloatingPointError: if a weight is not finite. The loss tells of it
+                one step later only.
+        """
+        for variable in self._variables():
+            value = variable.value
+            if value.dtype.is_floating and not np.all(tf.math.is_finite(value)):
+                raise FloatingPointError(
+                    f"{variable.path} became NaN or infinite by step {step}, "
+                    f"which is not saved. {NOT_FINITE}"
+                )
+        path = self._path(step)
+        unfinished = f"{path}.unfinished"
+        try:
+            if not os.path.exists(path):
+                shutil.rmtree(unfinished, ignore_errors=True)
+                os.makedirs(unfinished)
+                self._checkpoint.write(os.path.join(unfinished, "state"))
+                for name in os.listdir(unfinished):
+                    flush(os.path.join(unfinished, name))
+                os.rename(unfinished, path)
+                flush(self._folder)
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            kept = ", ".join(map(str, self.steps)) or "none"
+            raise OSError(
+                f"The checkpoint of step {step} could not be written to "
+                f"{self._folder!r}: {reason(error)}. Checkpoints of steps "
+                f"{kept} are intact: make room, then give the same command."
+            ) from error
+        for old in self.steps[: -self._keep]:
+            if old != best:
+                shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def restore(self):
+        """Restores the newest checkpoint that is whole.
+
+        Damaged ones are renamed to `*.damaged`, with a warning.
+
+        Returns:
+            int, the step to go on from; 0 if there is no checkpoint.
+
+        Raises:
+            ValueError: if a checkpoint is whole but of another model, or none
+                is whole.
+        """
+        for path in glob.glob(os.path.join(self._folder, "*.unfinished")):
+            shutil.rmtree(path, ignore_errors=True)  # of a killed process
+        damaged = []
+        for step in reversed(self.steps):
+            path = self._path(step)
+            try:
+                status = self._checkpoint.read(os.path.join(path, "state"))
+                status.assert_consumed()
+                return step
+            except _DAMAGE as error:
+                logging.warning(
+                    "Checkpoint %s is damaged (%s) and set aside; the one "
+                    "before it is used.",
+                    path,
+                    reason(error),
+                )
+                damaged.append(step)
+                with contextlib.suppress(OSError):
+                    os.rename(path, f"{path}.damaged")
+            except (AssertionError, ValueError) as error:
+                raise ValueError(
+                    f"The checkpoint {path!r} is of another model: {error}"
+                ) from error
+        if damaged:
+            raise ValueError(
+                f"No checkpoint in {self._folder!r} is whole: steps "
+                f"{', '.join(map(str, damaged))} are damaged. Start anew with "
+                "--overwrite."
+            )
+        return 0
+
+    def size(self):
+        """Bytes of a checkpoint, about."""
+        return sum(
+            math.prod(v.shape) * tf.as_dtype(v.dtype).size
+            for v in self._variables()
+        )
+
+    def _variables(self):
+        parts = [p for p in self._state.values() if hasattr(p, "variables")]
+        return [variable for part in parts for variable in part.variables]
+
+    def _path(self, step):
+        return os.path.join(self._folder, f"step-{step:09d}")
+
+
+class EncoderFiles:
+    """`student.keras`, the trained encoder, and `backbone.keras` of a run.
+
+    In float32, whatever it was trained in.
+    """
+
+    def __init__(self, folder, encoder):
+        self._encoder, self._folder = encoder, folder
+        self.student = folder.file("student.keras")
+
+    def save(self):
+        encoder = precision.in_float32(self._encoder)
+        models = {"student": encoder}
+        if isinstance(encoder, Encoder):
+            models["backbone"] = encoder.backbone
+        for name, model in models.items():
+            with atomic_write(self._folder.file(f"{name}.keras")) as path:
+                model.save(path)

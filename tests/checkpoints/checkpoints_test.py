@@ -1,0 +1,736 @@
+"""Loading trained encoders: what comes back, and what is refused."""
+
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from encoders.encoders_torch_test import (
+    as_torch,
+    normalised,
+    random_images,
+)
+
+import seed_tf
+from seed_tf.checkpoints import layouts, loading, torch_files
+
+try:
+    import torch
+    from helpers import torch_layouts
+except ImportError:
+    torch = None
+
+needs_torch = absltest.skipIf(
+    torch is None, "needs PyTorch: pip install seed_tf[torch]"
+)
+
+
+def tiny_encoder():
+    backbone = keras.Sequential(
+        [keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)]
+    )
+    return seed_tf.Encoder(backbone, embedding_dim=8)
+
+
+class KerasFilesTest(parameterized.TestCase):
+    def test_a_file_and_a_run_folder(self):
+        folder = self.create_tempdir().full_path
+        encoder = tiny_encoder()
+        path = os.path.join(folder, "student.keras")
+        encoder.save(path)
+        images = np.random.default_rng(0).integers(
+            0, 256, (2, 8, 8, 3), dtype=np.uint8
+        )
+        for name in (path, folder):
+            loaded = seed_tf.checkpoints.load_teacher(name)
+            self.assertIsInstance(loaded, seed_tf.Encoder)
+            np.testing.assert_allclose(
+                loaded(images), encoder(images), rtol=1e-6
+            )
+
+    @parameterized.parameters("auto", "keras", "moco_v2")
+    def test_nothing_there(self, source):
+        folder = self.create_tempdir().full_path
+        for name in (folder, os.path.join(folder, "missing.keras")):
+            with self.assertRaisesRegex(ValueError, "student.keras.*Received"):
+                seed_tf.checkpoints.load_teacher(name, source=source)
+
+    def test_a_damaged_file(self):
+        path = os.path.join(self.create_tempdir(), "teacher.keras")
+        tiny_encoder().save(path)
+        with open(path, "rb+") as f:
+            f.truncate(os.path.getsize(path) // 2)
+        with self.assertRaisesRegex(ValueError, "teacher.keras.*cannot be"):
+            seed_tf.checkpoints.load_teacher(path)
+
+    def test_an_unknown_source(self):
+        with self.assertRaisesRegex(ValueError, "source='dino'"):
+            seed_tf.checkpoints.load_teacher("x.keras", source="dino")
+
+    def test_any_keras_model_as_teacher(self):
+        """As docs/checkpoints.md shows, without its weights from the net."""
+        network = keras.applications.ConvNeXtTiny(
+            include_top=False, weights=None
+        )
+        # It normalises images itself.
+        teacher = seed_tf.Encoder(
+            network, head=None, mean=(0,) * 3, std=(1 / 255,) * 3
+        )
+        images = random_images(2, 64)
+        maps = network(images.astype("float32"))
+        expected = keras.ops.mean(maps, axis=(1, 2))
+        np.testing.assert_allclose(teacher(images), expected, 1e-4, 1e-4)
+        path = os.path.join(self.create_tempdir(), "teacher.keras")
+        teacher.save(path)
+        loaded = seed_tf.checkpoints.load_teacher(path)
+        np.testing.assert_allclose(loaded(images), teacher(images), 1e-5, 1e-6)
+        for other, message in (
+            (teacher, "backbones of seed_tf.backbone.*convnext_tiny"),
+            (tiny_encoder(), "Expected the keys of a ResNet"),
+            (network, "Only an Encoder.*convnext_tiny"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                seed_tf.checkpoints.save_torch(other, path)
+
+
+class PublishedTest(parameterized.TestCase):
+    """What the classes share that compare with PyTorch."""
+
+    def setUp(self):
+        super().setUp()
+        keras.utils.clear_session(free_memory=True)
+        self.addCleanup(self.set_precision, "float32")
+        self.path = os.path.join(self.create_tempdir(), "checkpoint.pth.tar")
+        # What is loaded does not depend on what was there, and this is fast.
+        for name in ("RandomNormal", "RandomUniform"):
+            self.enter_context(
+                mock.patch.object(
+                    getattr(keras.initializers, name),
+                    "__call__",
+                    lambda self, shape, dtype=None: keras.ops.zeros(shape),
+                )
+            )
+
+    def set_precision(self, dtype):
+        keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(dtype)
+
+    def network(self, name, head, **kwargs):
+        images = as_torch(normalised(random_images(4, 64, seed=1)))
+        return torch_layouts.Network(name, head, images, **kwargs)
+
+    def save(self, contents, **kwargs):
+        torch.save(contents, self.path, **kwargs)
+        return self.path
+
+    def assert_near(self, actual, expected, tolerance=1e-4):
+        """Relative to the spread over images, which a constant would miss."""
+        actual, expected = np.asarray(actual), np.asarray(expected)
+        self.assertEqual(actual.shape, expected.shape)
+        scale = np.linalg.norm(expected - expected.mean(0))
+        self.assertGreater(scale, 0.005 * np.linalg.norm(expected))
+        error = np.linalg.norm(actual - expected) / scale
+        self.assertLess(error, tolerance)
+
+    def assert_same(self, encoder, net, sizes=(224, 96), tolerance=1e-4):
+        """Features and embeddings are the network's."""
+        dtype = next(net.parameters()).dtype
+        for size in sizes:
+            images = random_images(2, size)
+            with torch.inference_mode():
+                x = as_torch(pixels(images)).to(dtype)
+                features = net.backbone(x)
+                embeddings = net.head(features)
+            if encoder.head is None:
+                embeddings = features
+            self.assert_near(encoder.features(images), features, tolerance)
+            self.assert_near(encoder(images), embeddings, tolerance)
+
+
+def pixels(images):
+    """`normalised`, rounded as the encoder's own normalisation is.
+
+    Through networks as chaotic as random ones another rounding would show.
+    """
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    scale, offset = (1 / (255 * std)).astype("f4"), (-mean / std).astype("f4")
+    values = images * scale + offset
+    np.testing.assert_allclose(values, normalised(images), atol=1e-6)
+    return values
+
+
+@needs_torch
+class TeachersTest(PublishedTest):
+    # The narrow one has the shapes of SwAV's x5, a twentieth as wide; x4 and
+    # x5 themselves would take gigabytes, see `test_recognised_by_shapes`.
+    @parameterized.named_parameters(
+        ("moco_v1", "moco_file", "moco_v1", "resnet50", "linear", {}),
+        ("moco_v2", "moco_file", "moco_v2", "resnet50", "mlp", {}),
+        ("simclr", "simclr_file", "simclr", "resnet50", "mlp_bn", {}),
+        ("swav", "swav_file", "swav", "resnet50", "mlp_bn", {}),
+        ("swav_x2", "swav_file", "swav", "resnet50w2", "mlp_bn", {}),
+        (
+            *("swav_x5_narrow", "swav_file", "swav", "resnet50w5", "mlp"),
+            {"width": 4, "hidden": 640},
+        ),
+        (
+            *("deepcluster_v2", "deepcluster_file", "deepcluster_v2"),
+            *("resnet50", "mlp_bn", {}),
+        ),
+        ("supervised", "classifier_file", "torchvision", "resnet34", None, {}),
+    )
+    def test_features_and_embeddings(self, file, source, name, head, size):
+        net = self.network(name, head, **size)
+        self.save(getattr(torch_layouts, file)(net))
+        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        self.assertEqual(loading.read(self.path).source, source)
+        self.assert_same(teacher, net)
+
+    # In float64: rounding to float32 grows to 1e-4 through 150 random layers.
+    @parameterized.parameters("resnet101", "resnet152")
+    def test_deep_moco(self, name):
+        self.set_precision("float64")
+        net = self.network(name, "mlp")
+        self.save(torch_layouts.moco_file(net))
+        teacher = seed_tf.checkpoints.load_teacher(self.path, source="moco_v2")
+        self.assert_same(teacher, net.double(), sizes=(64,))
+
+    @parameterized.parameters(
+        ("resnet50w4", "mlp_bn", 8192),
+        ("resnet50w5", "mlp", 10240),
+        ("resnet50w2", "mlp_bn", 2048),
+    )
+    def test_recognised_by_shapes(self, name, head, hidden):
+        """Without their weights, which are up to 2.4 GB."""
+        with torch.device("meta"):
+            net = torch.nn.Module()
+            net.backbone = torch_layouts.resnet(name, "imagenet")
+            width = net.backbone.width
+            norm = [torch.nn.BatchNorm1d(hidden)] if head == "mlp_bn" else []
+            net.head = torch.nn.Sequential(
+                torch.nn.Linear(width, hidden),
+                *norm,
+                torch.nn.ReLU(),
+                torch.nn.Linear(hidden, 128),
+            )
+        state = torch_layouts.Network.state(net, "module.", "projection_head")
+        contents = layouts.recognise(state)
+        self.assertEqual(contents.source, "swav")
+        self.assertEqual(contents.description, name)
+        self.assertEqual(
+            contents.encoder,
+            {"head": "mlp", "hidden_dim": hidden, "embedding_dim": 128}
+            | ({"head_batch_norm": True} if norm else {}),
+        )
+
+    @parameterized.product(
+        dtype=["float16", "bfloat16", "float64"], new=[True, False]
+    )
+    def test_older_files_and_other_precisions(self, dtype, new):
+        """Files as before PyTorch 1.6, and weights not in float32."""
+        dtype = getattr(torch, dtype)
+        net = self.network("resnet18", "mlp", width=8).to(dtype)
+        state = net.state("module.encoder_q.")
+        self.save({"state_dict": state}, _use_new_zipfile_serialization=new)
+        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        self.assert_same(teacher, net.float(), sizes=(64,))
+
+    def test_global_policy(self):
+        """Of the student, which the teacher does not follow."""
+        net = self.network("resnet18", "mlp", width=8)
+        self.save(net.state())
+        self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        self.assert_same(teacher, net, sizes=(64,))
+
+    def test_small_stem(self):
+        net = self.network("resnet18", "mlp", width=8, stem="cifar")
+        self.save(net.state())
+        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        self.assert_same(teacher, net, sizes=(32,))
+
+
+@needs_torch
+class StudentsTest(PublishedTest):
+    # In float64, since deep networks with depthwise convolutions and random
+    # weights are chaotic: rounding to float32 grows to 1e-2 through B1.
+    @parameterized.parameters(
+        ("resnet18", "float32"),
+        ("resnet34", "float32"),
+        ("resnet50", "float32"),
+        ("mobilenet_v3_large", "float64"),
+        ("efficientnet_b0", "float64"),
+        ("efficientnet_b1", "float64", 240),
+    )
+    def test_features_and_embeddings(self, name, dtype, *sizes):
+        self.set_precision(dtype)
+        net = self.network(name, "mlp")
+        self.save(torch_layouts.seed_file(net, small_patches="b" in name))
+        net = net.to(getattr(torch, dtype))
+        student = seed_tf.checkpoints.load_student(self.path, head=True)
+        self.assert_same(student, net, (224, 96, *sizes))
+
+    def test_without_head(self):
+        net = self.network("resnet18", "mlp", width=8)
+        self.save(torch_layouts.seed_file(net))
+        student = seed_tf.checkpoints.load_student(self.path)
+        self.assertIsNone(student.head)
+        net.head = torch.nn.Sequential()
+        self.assert_same(student, net, (64,))
+
+    def test_padding_of_efficientnet(self):
+        """Where H is no multiple of 32, padding follows the map at hand."""
+        self.set_precision("float64")
+        net = self.network("efficientnet_b0", "mlp")
+        self.save(torch_layouts.seed_file(net))
+        net = net.double()
+        student = seed_tf.checkpoints.load_student(self.path, head=True)
+        with self.assertRaises(AssertionError):
+            self.assert_same(student, net, (200,))
+        with mock.patch.object(torch_layouts.SameConv, "dynamic", True):
+            self.assert_same(student, net, (200,))
+
+    def test_students_of_moco_v1_have_a_linear_head(self):
+        net = self.network("resnet18", "linear", width=8)
+        self.save(torch_layouts.seed_file(net))
+        student = seed_tf.checkpoints.load_teacher(self.path)
+        self.assert_same(student, net, (64,))
+
+    def test_both_networks_of_a_file(self):
+        student = self.network("resnet18", "mlp", width=8)
+        teacher = self.network("resnet50", "mlp_bn", width=16, seed=1)
+        self.save(torch_layouts.seed_file(student, teacher))
+        load = seed_tf.checkpoints.load_teacher
+        self.assert_same(load(self.path), student, (96,))
+        self.assert_same(load(self.path, source="seed"), student, (96,))
+        self.assert_same(load(self.path, source="seed_teacher"), teacher, (96,))
+
+    def test_a_file_without_student(self):
+        net = self.network("resnet18", "mlp_bn", width=8)
+        self.save(torch_layouts.swav_file(net))
+        with self.assertRaisesRegex(ValueError, "distilled by SEED.*swav"):
+            seed_tf.checkpoints.load_student(self.path)
+
+
+@needs_torch
+class ToTorchTest(PublishedTest):
+    @parameterized.parameters(
+        ("resnet18", "mlp"),
+        ("resnet50", "mlp_bn"),
+        ("resnet50", "linear"),
+        ("resnet34", None),
+        ("mobilenet_v3_large", "mlp"),
+        ("efficientnet_b0", "mlp"),
+        ("efficientnet_b1", None),
+    )
+    def test_round_trip(self, name, head):
+        net = self.network(name, head, width=16)
+        state = net.state()
+        if head == "linear":  # `fc.weight` would be taken for a classifier
+            state["fc.0.weight"] = state.pop("fc.weight")
+            state["fc.0.bias"] = state.pop("fc.bias")
+        self.save(state)
+        encoder = seed_tf.checkpoints.load_teacher(self.path)
+        back = os.path.join(self.create_tempdir(), "back.pth")
+        seed_tf.checkpoints.save_torch(encoder, back)
+        written = torch.load(back, weights_only=True)
+        self.assertEqual(set(written), set(state))
+        for key, tensor in state.items():
+            if not key.endswith("num_batches_tracked"):
+                self.assertTrue(torch.equal(written[key], tensor), key)
+        images = random_images(2, 96)
+        again = seed_tf.checkpoints.load_teacher(back)
+        np.testing.assert_allclose(again(images), encoder(images), 1e-5, 1e-6)
+        # PyTorch takes it as it is.
+        backbone = {k: v for k, v in written.items() if k[:3] != "fc."}
+        net.backbone.load_state_dict(backbone, strict=True)
+
+    def test_what_has_no_counterpart(self):
+        encoder = seed_tf.Encoder("mobilenet_v3_large", stem="cifar")
+        with self.assertRaisesRegex(ValueError, 'stem="imagenet"'):
+            seed_tf.checkpoints.save_torch(encoder, self.path)
+        self.assertFalse(os.path.exists(self.path))
+
+
+class SimCLR:
+    """ResNet-50 as google-research/simclr builds and saves it.
+
+    Written from its description: variables are numbered as they are made, a
+    projection before the block's own convolutions; strided convolutions are
+    padded by (k - 1) // 2 before and k - 1 less that after, the max-pooling by
+    "SAME"; BatchNorm has epsilon 1e-5; images are in [0, 1].
+    """
+
+    def __init__(self, images, width=64):
+        self.random = np.random.default_rng(0)
+        self.width, self.variables = width, {}
+        self.features(images, training=True)
+
+    def features(self, images, training=False):
+        self.training, self.convs, self.norms = training, 0, 0
+        x = tf.cast(images * np.float32(1 / 255), keras.config.floatx())
+        x = tf.nn.relu(self.norm(self.conv(x, self.width, 7, 2)))
+        x = tf.nn.max_pool2d(x, 3, 2, "SAME")
+        for stage, depth in enumerate((3, 4, 6, 3)):
+            width = self.width * 2**stage
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                shortcut = x
+                if i == 0:
+                    shortcut = self.norm(self.conv(x, 4 * width, 1, stride))
+                x = tf.nn.relu(self.norm(self.conv(x, width, 1, 1)))
+                x = tf.nn.relu(self.norm(self.conv(x, width, 3, stride)))
+                x = self.norm(self.conv(x, 4 * width, 1, 1)) + shortcut
+                x = tf.nn.relu(x)
+        return tf.reduce_mean(x, (1, 2))
+
+    def conv(self, x, filters, size, stride):
+        name = self.name("conv2d", self.convs)
+        self.convs += 1
+        if self.training:
+            shape = size, size, x.shape[-1], filters
+            kernel = self.random.normal(0, 1, shape) / np.prod(shape[:3]) ** 0.5
+            self.variables[f"{name}/kernel"] = kernel.astype("f4")
+        if stride > 1:
+            before = (size - 1) // 2
+            pads = [before, size - 1 - before]
+            x = tf.pad(x, [[0, 0], pads, pads, [0, 0]])
+        kernel = tf.cast(self.variables[f"{name}/kernel"], x.dtype)
+        return tf.nn.conv2d(
+            x, kernel, stride, "VALID" if stride > 1 else "SAME"
+        )
+
+    def norm(self, x):
+        name = self.name("batch_normalization", self.norms)
+        self.norms += 1
+        parts = ("gamma", "beta", "moving_mean", "moving_variance")
+        if self.training:
+            c, random = x.shape[-1], self.random
+            mean, variance = (v.numpy() for v in tf.nn.moments(x, (0, 1, 2)))
+            mean += (random.random(c) - 0.5) * variance**0.5
+            values = (
+                random.normal(1, 0.2, c),
+                random.normal(0, 0.2, c),
+                mean,
+                variance * (0.5 + random.random(c)),
+            )
+            for part, value in zip(parts, values, strict=True):
+                self.variables[f"{name}/{part}"] = value.astype("f4")
+        gamma, beta, mean, variance = (
+            tf.cast(self.variables[f"{name}/{part}"], x.dtype) for part in parts
+        )
+        return (x - mean) * gamma / (variance + 1e-5) ** 0.5 + beta
+
+    @staticmethod
+    def name(kind, number):
+        return f"base_model/{kind}{f'_{number}' if number else ''}"
+
+    def save(self, prefix, **others):
+        dense = "head_supervised/linear_layer/dense"
+        variables = self.variables | {
+            "global_step": np.int64(225206),
+            f"{dense}/kernel": np.zeros((self.width * 32, 10), "f4"),
+            f"{dense}/bias": np.zeros(10, "f4"),
+            "base_model/conv2d/kernel/Momentum": np.zeros(3, "f4"),
+            **others,
+        }
+        names = list(variables)
+        tf.raw_ops.SaveV2(
+            prefix=prefix,
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=[variables[name] for name in names],
+        )
+
+
+class TensorflowTest(PublishedTest):
+    def setUp(self):
+        super().setUp()
+        self.prefix = os.path.join(self.create_tempdir(), "model.ckpt-225206")
+
+    def test_simclr(self):
+        self.set_precision("float64")
+        net = SimCLR(random_images(4, 64, seed=1))
+        net.save(self.prefix)
+        folder = os.path.dirname(self.prefix)
+        for path in (self.prefix, f"{self.prefix}.index", folder):
+            teacher = seed_tf.checkpoints.load_teacher(path)
+        self.assertIsNone(teacher.head)
+        # Where maps of the max-pooling are even, and where they are odd.
+        for size in (224, 96, 90):
+            images = random_images(2, size)
+            self.assert_near(teacher(images), net.features(images))
+        contents = loading.read(self.prefix)
+        self.assertIn("global_step", contents.left_out)
+        self.assertIn("base_model/conv2d/kernel/Momentum", contents.left_out)
+        with self.assertRaisesRegex(ValueError, "max-pooling is padded"):
+            seed_tf.checkpoints.save_torch(teacher, self.prefix)
+
+    def test_other_widths(self):
+        net = SimCLR(random_images(4, 64, seed=1), width=8)
+        net.save(self.prefix)
+        teacher = seed_tf.checkpoints.load_teacher(self.prefix)
+        images = random_images(2, 64)
+        self.assert_near(teacher(images), net.features(images))
+        # Saved and loaded, it pads as before.
+        path = os.path.join(self.create_tempdir(), "teacher.keras")
+        teacher.save(path)
+        again = seed_tf.checkpoints.load_teacher(path)
+        np.testing.assert_allclose(again(images), teacher(images), 1e-5, 1e-6)
+
+    def refused(self, pattern, path=None, **kwargs):
+        with self.assertRaisesRegex(ValueError, pattern):
+            seed_tf.checkpoints.load_teacher(path or self.prefix, **kwargs)
+
+    def test_bad_ones(self):
+        net = SimCLR(random_images(2, 32), width=4)
+        nan = np.full(4, np.nan, "f4")
+        net.save(self.prefix, **{"base_model/batch_normalization/beta": nan})
+        self.refused(r"'bn1.bias' \(4,\) has 4 values that are NaN")
+        extra = "base_model/batch_normalization_99/beta"
+        net.save(self.prefix, **{extra: nan})
+        self.refused(f"unknown: {extra}")
+        net.variables.pop("base_model/conv2d_7/kernel")
+        net.save(self.prefix)
+        self.refused("no ResNet of SimCLR v1.*52 such variables")
+        net.variables = {}
+        net.save(self.prefix)
+        self.refused("no ResNet of SimCLR v1.*none")
+        self.refused("TensorFlow checkpoints, and", source="moco_v2")
+
+    def test_damaged(self):
+        net = SimCLR(random_images(2, 32), width=4)
+        net.save(self.prefix)
+        data = f"{self.prefix}.data-00000-of-00001"
+        with open(data, "rb+") as f:
+            f.seek(os.path.getsize(data) // 2)
+            f.write(b"damaged")
+        self.refused("no whole TensorFlow checkpoint")
+        with open(data, "rb+") as f:
+            f.truncate(os.path.getsize(data) // 2)
+        self.refused("refused: its variables declare")
+        with open(f"{self.prefix}.index", "rb+") as f:
+            f.truncate(20)
+        self.refused("no whole TensorFlow checkpoint")
+
+
+class Payload:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (self.marker, "w")
+
+
+@needs_torch
+class HostileFilesTest(PublishedTest):
+    def setUp(self):
+        super().setUp()
+        self.state = self.network("resnet18", "mlp", width=8).state(
+            "module.encoder_q."
+        )
+
+    def refused(self, *patterns, contents=None, source="auto"):
+        if contents is not None:
+            self.save(contents)
+        with self.assertRaises(ValueError) as caught:
+            seed_tf.checkpoints.load_teacher(self.path, source=source)
+        for pattern in patterns:
+            self.assertRegex(str(caught.exception), pattern)
+
+    @parameterized.parameters(True, False)
+    def test_a_program_is_not_run(self, new):
+        marker = os.path.join(self.create_tempdir(), "marker")
+        self.save(
+            {"state_dict": self.state, "extra": Payload(marker)},
+            _use_new_zipfile_serialization=new,
+        )
+        self.refused("refused", "program", r"io\.open|builtins\.open")
+        self.assertFalse(os.path.exists(marker))
+        torch.load(self.path, weights_only=False)["extra"].close()
+        self.assertTrue(os.path.exists(marker))  # it would have
+
+    def test_a_bare_pickle(self):
+        marker = os.path.join(self.create_tempdir(), "marker")
+        with open(self.path, "wb") as f:
+            pickle.dump(Payload(marker), f)
+        self.refused("checkpoint.pth.tar")
+        self.assertFalse(os.path.exists(marker))
+
+    def test_training_options_are_no_program(self):
+        import argparse
+
+        options = argparse.Namespace(lr=0.03)
+        self.save({"state_dict": self.state, "args": options})
+        contents = loading.read(self.path)
+        self.assertIn("args", contents.left_out)
+
+    @parameterized.parameters(True, False)
+    def test_truncated(self, new):
+        self.save({"model": self.state}, _use_new_zipfile_serialization=new)
+        size = os.path.getsize(self.path)
+        for length in (size - 1000, size // 2, 100, 10, 0):
+            with open(self.path, "rb+") as f:
+                f.truncate(length)
+            self.refused("no whole")
+
+    def test_no_pytorch_file_at_all(self):
+        with open(self.path, "w") as f:
+            f.write("<html>404</html>")
+        self.refused("no whole PyTorch file")
+        self.refused("no state dict", "list", contents=[torch.zeros(1)])
+        self.refused("no state dict", "'epoch'", contents={"epoch": 3})
+        self.refused(
+            "Two keys",
+            contents={"module.a": 0}
+            | {
+                "module.conv1.weight": torch.zeros(1),
+                "conv1.weight": torch.zeros(1),
+            },
+        )
+
+    def test_zip_bomb(self):
+        bomb = os.path.join(self.create_tempdir(), "bomb.pth")
+        self.save(self.state)
+        with (
+            zipfile.ZipFile(self.path) as archive,
+            zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for entry in archive.infolist():
+                packed.writestr(entry.filename, archive.read(entry))
+            packed.writestr("archive/data/bomb", bytes(10**8))
+        self.assertLess(os.path.getsize(bomb), 10**6)
+        self.path = bomb
+        with mock.patch.object(torch, "load", side_effect=AssertionError):
+            self.refused("refused", "declare 100,", "compressed")
+
+    def test_entries_that_overlap(self):
+        """One stored entry listed many times: the file unpacks to more."""
+        self.save(self.state)
+        with open(self.path, "rb") as f:
+            data = f.read()
+        end = data.rindex(b"PK\x05\x06")
+        count, size, start = struct.unpack("<HII", data[end + 10 : end + 20])
+        directory = data[start : start + size] * 20
+        tail = b"PK\x05\x06" + struct.pack(
+            "<HHHHIIH", 0, 0, *[20 * count] * 2, len(directory), start, 0
+        )
+        with open(self.path, "wb") as f:
+            f.write(data[:start] + directory + tail)
+        self.refused("refused", "declare")
+
+    @parameterized.parameters(True, False)
+    def test_tensors_that_claim_more_than_they_store(self, new):
+        huge = torch.zeros(1).as_strided((10**6, 10**6), (0, 0))
+        self.save(
+            {**self.state, "module.encoder_q.fc.0.weight": huge},
+            _use_new_zipfile_serialization=new,
+        )
+        self.refused("refused", "encoder_q.fc.0.weight.*1000000, 1000000")
+
+    def test_keys_that_are_missing_or_unknown(self):
+        state = dict(self.state)
+        del state["module.encoder_q.layer3.1.bn2.running_var"]
+        state["module.encoder_q.layer3.1.se.weight"] = torch.zeros(3)
+        state["module.extra"] = torch.zeros(3)
+        self.refused(
+            "checkpoint.pth.tar",
+            r"1 weights missing: layer3\.1\.bn2\.running_var",
+            r"2 keys unknown: module\.encoder_q\.layer3\.1\.se\.weight",
+            "module.extra",
+            contents=state,
+        )
+
+    def test_shapes(self):
+        state = dict(self.state)
+        key = "module.encoder_q.layer2.0.conv1.weight"
+        state[key] = torch.zeros(16, 8, 5, 5)
+        self.refused(
+            rf"'{key}' must have shape \(16, 8, 3, 3\), and has "
+            r"\(16, 8, 5, 5\)",
+            contents=state,
+        )
+        key = "module.encoder_q.conv1.weight"
+        state[key] = torch.zeros(64, 3, 5, 5)
+        self.refused(rf"'{key}'.*7, 7.*\(64, 3, 5, 5\)", contents=state)
+
+    @parameterized.parameters(
+        ("layer4.1.conv2.weight", float("nan"), "1 values that are NaN"),
+        ("fc.2.bias", float("-inf"), "1 values that are NaN"),
+        ("bn1.running_var", -1.0, "negative variances"),
+    )
+    def test_values(self, name, value, message):
+        key = f"module.encoder_q.{name}"
+        self.state[key].view(-1)[3] = value
+        self.refused(f"'{key}' .*{message}", contents=self.state)
+
+    def test_kinds_of_tensors(self):
+        key = "module.encoder_q.fc.2.bias"
+        integers = self.state | {key: torch.zeros(128, dtype=torch.int8)}
+        self.refused(f"'{key}'.*floating-point.*int8", contents=integers)
+        too_large = self.state | {
+            key: torch.full((128,), 1e39, dtype=torch.float64)
+        }
+        self.refused(f"'{key}'.*infinite", contents=too_large)
+        sparse = self.state | {key: torch.zeros(128).to_sparse()}
+        self.refused(f"'{key}' must be a dense tensor", contents=sparse)
+
+    def test_unknown_networks(self):
+        self.refused(
+            "Expected the keys of a ResNet.*'encoder.weight'",
+            contents={"encoder.weight": torch.zeros(1)},
+        )
+        state = {k: v for k, v in self.state.items() if "layer4.1" not in k}
+        self.refused(r"Expected the blocks.*\(2, 2, 2, 1\)", contents=state)
+        state = {"_conv_stem.weight": torch.zeros(1)}
+        self.refused("16 .B0. or 23.*0 blocks", contents=state)
+        state = {k: v for k, v in self.state.items() if ".fc.0." not in k}
+        self.refused("projection head.*fc.2.weight", contents=state)
+
+    def test_another_source(self):
+        self.refused(
+            'MoCo v1.*looks like source="moco_v2"',
+            contents=self.state,
+            source="moco_v1",
+        )
+        self.refused("TensorFlow checkpoints", source="simclr_tf")
+        self.refused("a .keras file", source="keras")
+
+    def test_nothing_is_half_loaded(self):
+        """Everything is checked before the first weight is set."""
+        self.state["module.encoder_q.fc.2.bias"][0] = float("nan")
+        with mock.patch.object(loading, "assign") as assign:
+            self.refused("Nothing was loaded", contents=self.state)
+        assign.assert_not_called()
+
+
+class WithoutTorchTest(absltest.TestCase):
+    def test_says_how_to_install_it(self):
+        path = os.path.join(self.create_tempdir(), "x.pth")
+        open(path, "w").close()
+        with (
+            mock.patch.dict(sys.modules, {"torch": None}),
+            self.assertRaisesRegex(ValueError, r"pip install 'seed_tf\[torch"),
+        ):
+            seed_tf.checkpoints.load_teacher(path)
+
+    def test_too_old(self):
+        old = mock.Mock(__version__="2.5.1+cu124")
+        with (
+            mock.patch.dict(sys.modules, {"torch": old}),
+            self.assertRaisesRegex(ValueError, "2.6.*Received: PyTorch 2.5.1"),
+        ):
+            torch_files.write("x.pth", {})
+
+
+if __name__ == "__main__":
+    absltest.main()

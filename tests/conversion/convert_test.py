@@ -1,0 +1,256 @@
+"""experiments.convert, and what it tells of a checkpoint."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+import keras
+import numpy as np
+import PIL.Image
+from absl.testing import absltest, parameterized
+from checkpoints.checkpoints_test import (
+    PublishedTest,
+    SimCLR,
+    needs_torch,
+    tiny_encoder,
+)
+from encoders.encoders_torch_test import random_images
+
+import seed_tf
+from seed_tf.checkpoints import (
+    layouts,
+    loading,
+)
+from seed_tf.conversion import (
+    converting,
+    explaining,
+)
+
+try:
+    import torch
+    from helpers import torch_layouts
+except ImportError:
+    torch = None
+
+
+def launch(*flags, code=0):
+    """Runs the launcher; returns what it printed."""
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.convert", *flags],
+        cwd=pathlib.Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+    )
+    printed = run.stdout + run.stderr
+    if run.returncode != code:
+        raise AssertionError(printed[-4000:])
+    return printed
+
+
+def explanation(path, **kwargs):
+    return "\n".join(explaining.explain(path, **kwargs))
+
+
+@needs_torch
+class ConvertTest(PublishedTest):
+    def test_to_keras_and_back(self):
+        net = self.network("resnet18", "mlp_bn", width=8)
+        self.save(torch_layouts.swav_file(net))
+        folder = self.create_tempdir().full_path
+        teacher = os.path.join(folder, "teacher.keras")
+        back = os.path.join(folder, "back.pth")
+        printed = launch(f"--checkpoint={self.path}", f"--output={teacher}")
+        for pattern in (
+            r"source +swav \(SwAV\)",
+            r"network +resnet18_width_8",
+            r"embeddings +128 wide \(projection head Dense-BatchNorm",
+            r"parameters +[\d,]+",
+            r"used +108: module.conv1.weight",
+            r"left out +counters of BatchNorm: 21",
+            r"prototypes: 1: module.prototypes.weight",
+            r"teacher.keras \([\d,]+ bytes\)",
+        ):
+            self.assertRegex(printed, pattern)
+        # Training needs no PyTorch then.
+        with mock.patch.dict(sys.modules, {"torch": None}):
+            encoder = seed_tf.checkpoints.load_teacher(teacher)
+        self.assert_same(encoder, net, (64,))
+        printed = converting.convert(teacher, back, to="torch", head=False)
+        self.assertIn("no projection head", printed)
+        self.assertEqual(set(torch.load(back)), set(net.backbone.state_dict()))
+        again = seed_tf.checkpoints.load_teacher(back)
+        images = random_images(2, 64)
+        np.testing.assert_allclose(
+            again(images), encoder.features(images), 1e-5, 1e-6
+        )
+
+    def test_head_of_a_pytorch_file(self):
+        net = self.network("resnet18", "mlp", width=8)
+        self.save(torch_layouts.seed_file(net))
+        path = os.path.join(self.create_tempdir(), "student.keras")
+        printed = converting.convert(self.path, path, head=False)
+        self.assertRegex(printed, "projection head: 4: module.student.fc.0")
+        net.head = torch.nn.Sequential()
+        student = seed_tf.checkpoints.load_teacher(path)
+        self.assert_same(student, net, (64,))
+
+    def test_bad_input(self):
+        folder = self.create_tempdir().full_path
+        other, output = (os.path.join(folder, f"{x}.keras") for x in "ab")
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(other)
+        with self.assertRaisesRegex(ValueError, "a.keras' exists already"):
+            converting.convert("x.pth", other)
+        with self.assertRaisesRegex(ValueError, "must end in .keras.*x.h5"):
+            converting.convert(other, "x.h5")
+        with self.assertRaisesRegex(ValueError, "Only an Encoder has a proj"):
+            converting.convert(other, output, head=False)
+        with self.assertRaisesRegex(ValueError, "Only an Encoder has a PyTo"):
+            converting.convert(other, output, to="torch")
+        self.assertEqual(os.listdir(folder), ["a.keras"])
+        printed = launch(f"--checkpoint={other}", code=1)
+        self.assertRegex(printed, "Error: .*--checkpoint and --output, or --ex")
+        self.assertNotIn("Traceback", printed)
+
+
+@needs_torch
+class ExplainTest(PublishedTest):
+    @parameterized.parameters(
+        ("resnet50", "mlp_bn"),
+        ("resnet34", "linear"),
+        ("mobilenet_v3_large", "mlp"),
+        ("efficientnet_b0", "mlp"),
+        ("efficientnet_b1", None),
+    )
+    def test_block_by_block(self, name, head):
+        """None differs; a spoilt one does, and all that come after it."""
+        net = self.network(name, head, width=16)
+        self.save(torch_layouts.seed_file(net))
+        contents = loading.read(self.path)
+        encoder = loading.build(contents, self.path)
+        images = random_images(2, 96)
+        compare = explaining.reference.compare_blocks
+        rows = compare(encoder, contents, images)
+        self.assertLess(max(alone for _, alone, _ in rows), 1e-4)
+        self.assertLess(rows[0][2], 1e-5)
+        self.assertEqual(rows[-1][0] == "head", head is not None)
+        # The reference is the published network, and not what Keras has.
+        with torch.inference_mode():
+            steps = explaining.reference.blocks(
+                contents.tensors, encoder.backbone
+            )
+            x = torch.randn(1, 3, 96, 96)
+            expected = net.backbone(x)
+            for _, block in steps:
+                x = block(x)
+        x = x.mean((2, 3)) if x.ndim == 4 else x
+        np.testing.assert_allclose(x, expected, 1e-2, 1e-3)
+
+        spoilt = len(rows) // 2
+        layers = [layer.name for layer in encoder.backbone.layers]
+        first = layers.index(rows[spoilt - 1][0]) + 1
+        last = layers.index(rows[spoilt][0]) + 1
+        for layer in encoder.backbone.layers[first:last]:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.beta.assign_add(0.1 + keras.ops.zeros_like(layer.beta))
+        for i, (block, alone, together) in enumerate(
+            compare(encoder, contents, images)
+        ):
+            with self.subTest(block):
+                self.assertEqual(alone > 1e-3, i == spoilt)
+                if i >= spoilt:
+                    self.assertGreater(together, 1e-5)
+
+    def test_simclr_in_tensorflow(self):
+        prefix = os.path.join(self.create_tempdir(), "model.ckpt-1")
+        SimCLR(random_images(4, 64), width=8).save(prefix)
+        contents = loading.read(prefix)
+        encoder = loading.build(contents, prefix)
+        for size in (64, 90):
+            rows = explaining.reference.compare_blocks(
+                encoder, contents, random_images(2, size)
+            )
+            self.assertLess(max(alone for _, alone, _ in rows), 1e-5)
+        with mock.patch.dict(sys.modules, {"torch": None}):
+            printed = explanation(prefix)
+        self.assertIn("With PyTorch installed", printed)
+
+    def test_a_file_that_fits(self):
+        self.save(
+            torch_layouts.moco_file(self.network("resnet18", "mlp", width=8))
+        )
+        folder = self.create_tempdir().full_path
+        for i, image in enumerate(random_images(5, 80)):
+            PIL.Image.fromarray(image).save(f"{folder}/{i}.png")
+        # The sixth is the first one, but for its borders.
+        PIL.Image.fromarray(random_images(5, 80)[0]).save(f"{folder}/same.png")
+        printed = launch(
+            f"--explain={self.path}",
+            f"--images={folder}",
+            "--image_size=64",
+        )
+        for pattern in (
+            r"source +moco_v2 \(MoCo v2\)",
+            r"momentum encoder: \d+: module\.encoder_k\.conv1",
+            r"queue: 2: module\.queue, module\.queue_ptr",
+            r"no weights of the network: 3: arch, epoch \.\.\.",
+            r"missing +none",
+            r"Embeddings of 6 images: norm [\d.]+ ± [\d.]+; mean cosine",
+            r"\n  0.png: same.png 1.000, ",
+            r"layer2_1_relu +\d\.\de-0\d +\d\.\de-0\d",
+            r"Largest of a single block: \d\.\de-0[678]",
+        ):
+            self.assertRegex(printed, pattern)
+
+    def test_a_file_that_does_not(self):
+        state = self.network("resnet18", "mlp", width=8).state("module.")
+        del state["module.layer1.0.bn1.bias"]
+        state["module.layer1.0.gate.weight"] = torch.zeros(2)
+        state["module.bn1.bias"] = torch.full((8,), torch.nan)
+        state["module.conv1.weight"] = torch.zeros(16, 3, 7, 7)
+        self.save(state)
+        printed = explanation(self.path)
+        for pattern in (
+            r"missing +1: layer1\.0\.bn1\.bias",
+            r"unknown +1: module\.layer1\.0\.gate\.weight",
+            r"shape +\d+: 'module\.bn1\.bias' must have shape \(16,\)",
+            "cannot be loaded",
+        ):
+            self.assertRegex(printed, pattern)
+        self.assertNotIn("Difference", printed)
+
+    def test_files_of_keras(self):
+        path = os.path.join(self.create_tempdir(), "teacher.keras")
+        tiny_encoder().save(path)
+        printed = explanation(path)
+        self.assertRegex(printed, "features +4 wide\nembeddings +8 wide")
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(path)
+        self.assertRegex(explanation(path), "parameters +10")
+
+    def test_images(self):
+        path = os.path.join(self.create_tempdir(), "teacher.keras")
+        tiny_encoder().save(path)
+        folder = self.create_tempdir().full_path
+        with self.assertRaisesRegex(ValueError, "No images in"):
+            explanation(path, images=folder)
+        image = os.path.join(folder, "a.JPG")
+        open(image, "w").close()
+        with self.assertRaisesRegex(ValueError, "a.JPG' cannot be read"):
+            explanation(path, images=folder)
+        PIL.Image.fromarray(random_images(1, 40)[0]).save(image)
+        printed = explanation(path, images=folder, image_size=32)
+        self.assertIn("Embeddings of 1 images: norm", printed)
+        self.assertNotIn("cosine", printed)
+
+
+class DocsTest(absltest.TestCase):
+    def test_every_source_is_documented(self):
+        docs = pathlib.Path(__file__).resolve().parents[2] / "docs"
+        page = (docs / "checkpoints.md").read_text()
+        for source in layouts.LAYOUTS:
+            self.assertIn(f"`{source}`", page)
+
+
+if __name__ == "__main__":
+    absltest.main()

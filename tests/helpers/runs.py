@@ -1,0 +1,77 @@
+"""What tests of whole runs share."""
+
+import importlib
+import os
+import pathlib
+import socket
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from PIL import Image
+
+import seed_tf
+
+
+def import_launcher(name):
+    """Imports a module that defines flags, in place of others before it.
+
+    absl's flags are the process's, and no two modules can define one twice.
+    """
+    for flag in list(flags.FLAGS):
+        module = flags.FLAGS.find_module_defining_flag(flag, "")
+        if module.startswith(("seed_tf.cli.", "benchmarks.")):
+            sys.modules.pop(module, None)
+            if flag in flags.FLAGS:  # an alias goes with its flag
+                delattr(flags.FLAGS, flag)
+    return importlib.import_module(name)
+
+
+def pictures(folder, count, size=20):
+    """Writes images to a folder; returns it."""
+    rng = np.random.default_rng(0)
+    os.makedirs(folder)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((size + 4, size))
+        image.save(os.path.join(folder, f"{i}.jpg"))
+    return folder
+
+
+def tiny_teacher(path):
+    """Writes a teacher of a few weights; returns its path."""
+    keras.utils.set_random_seed(3)
+    backbone = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            keras.layers.Conv2D(6, 3, strides=4, activation="relu"),
+        ]
+    )
+    seed_tf.Encoder(backbone, embedding_dim=16).save(path)
+    return path
+
+
+def newest(output):
+    """The step of a run's newest checkpoint, 0 without one."""
+    names = (pathlib.Path(output) / "checkpoints").glob("step-?????????")
+    return max((int(path.name[5:]) for path in names), default=0)
+
+
+def state(output):
+    """All tensors of a run's newest checkpoint, by name."""
+    folder = os.path.join(output, "checkpoints", f"step-{newest(output):09d}")
+    reader = tf.train.load_checkpoint(os.path.join(folder, "state"))
+    names = reader.get_variable_to_shape_map()
+    return {n: reader.get_tensor(n) for n in names if "OBJECT_GRAPH" not in n}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
