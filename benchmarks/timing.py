@@ -50,9 +50,10 @@ class Worker:
         module: str, whose main takes turns by `Turns`.
         spec: what it takes, anything that JSON can hold.
         environment: dict of variables to set, such as `TUNED_MALLOC`.
+        folder: the process's working folder, by default this process's own.
     """
 
-    def __init__(self, module, spec, environment=None):
+    def __init__(self, module, spec, environment=None, folder=None):
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         replies, other_end = os.pipe()
         self._replies = os.fdopen(replies)
@@ -62,6 +63,7 @@ class Worker:
             stdout=self._output,
             stderr=self._output,
             text=True,
+            cwd=folder,
             env={
                 **os.environ,
                 "TF_CPP_MIN_LOG_LEVEL": "2",
