@@ -76,7 +76,7 @@ def write(folder):
             keras.mixed_precision.set_global_policy("mixed_bfloat16")
             model = build(
                 run,
-                seed_tf.checkpoints.load_teacher(student_file(teacher))
+                seed_tf.checkpoints.load_encoder(student_file(teacher))
                 if trained
                 else None,
             )

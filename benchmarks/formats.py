@@ -80,7 +80,7 @@ CALLS = {1: 4}  # timed in one round, by batch size
 
 def load_keras(path, threads):
     del threads  # of the process
-    outputs = Outputs(seed_tf.checkpoints.load_teacher(path))
+    outputs = Outputs(seed_tf.checkpoints.load_encoder(path))
     run = tf.function(lambda images: outputs(images))
     return lambda images: _numpy(run(tf.constant(images)))
 
@@ -418,7 +418,7 @@ def load_encoder(run):
             with open(config) as file:
                 size = json.load(file).get("image_size", size)
         name = os.path.basename(os.path.normpath(run))
-        return seed_tf.checkpoints.load_teacher(run), size, True, name
+        return seed_tf.checkpoints.load_encoder(run), size, True, name
     encoder = seed_tf.Encoder(run)
     return encoder, FLAGS.image_size or 224, False, f"{run}, random weights"
 

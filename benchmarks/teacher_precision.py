@@ -69,7 +69,7 @@ def divergence(expected, actual, temperature):
 
 
 def main(_):
-    teacher = checkpoints.load_teacher(FLAGS.teacher)
+    teacher = checkpoints.load_encoder(FLAGS.teacher)
     exact, _ = embeddings(teacher, "float32")
     short, dtype = embeddings(teacher, "bfloat16")
     # The same crops, but all else anew; of the queries alone.

@@ -65,7 +65,7 @@ class Teacher:
 
     Attributes:
         architecture: str, as `seed_tf.backbone` names it.
-        method: str, how it was trained, as `checkpoints.load_teacher` names
+        method: str, how it was trained, as `checkpoints.load_encoder` names
             it; "torchvision" is with labels.
         checkpoint: str, which published file holds it.
         top1: float, its own ImageNet linear probe in the paper, or None.
@@ -175,7 +175,7 @@ def build(recipe, teacher=None, *, views=None, stem="imagenet", seed=0):
 
     Args:
         recipe: `Recipe`.
-        teacher: keras.Model, trained, see `checkpoints.load_teacher`; None
+        teacher: keras.Model, trained, see `checkpoints.load_encoder`; None
             for MoCo v2 alone.
         views: as of `SEED`; by default the recipe's.
         stem: see `seed_tf.backbone`.

@@ -344,7 +344,7 @@ class ThenSupervisedTest(absltest.TestCase):
         images[np.arange(512), :, :, labels] += 150
         folder = self.create_tempdir().full_path
         teacher, student = (
-            seed_tf.checkpoints.load_teacher(
+            seed_tf.checkpoints.load_encoder(
                 tiny_teacher(os.path.join(folder, f"{name}.keras"))
             )
             for name in ("teacher", "student")

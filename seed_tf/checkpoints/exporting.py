@@ -16,7 +16,7 @@ def save_torch(encoder, path):
 
     Args:
         encoder: `Encoder` with a backbone of this library.
-        path: str, the file. `load_teacher` reads it.
+        path: str, the file. `load_encoder` reads it.
 
     Raises:
         ValueError: if PyTorch is missing, or the network has no counterpart

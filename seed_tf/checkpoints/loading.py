@@ -14,7 +14,7 @@ _EXPECTED = (
 )
 
 
-def load_teacher(path, *, source="auto"):
+def load_encoder(path, *, source="auto"):
     """A trained encoder, ready to distil from.
 
     Of published checkpoints, keys and shapes tell what they are: method,
@@ -64,13 +64,13 @@ def load_student(path, *, head=False):
         `Encoder`.
 
     Raises:
-        ValueError: as `load_teacher`, or if the file holds no student.
+        ValueError: as `load_encoder`, or if the file holds no student.
     """
     return build(read(path, source="seed", head=head), path)
 
 
 def check_source(source):
-    """Raises ValueError unless `load_teacher` knows the source."""
+    """Raises ValueError unless `load_encoder` knows the source."""
     if source not in ("auto", "keras", *LAYOUTS):
         raise ValueError(
             f"`source` must be one of auto, keras, {', '.join(LAYOUTS)}. "

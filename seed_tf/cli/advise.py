@@ -104,7 +104,7 @@ def write(found):
 
 
 def main(_):
-    teacher = seed_tf.checkpoints.load_teacher(FLAGS.teacher)
+    teacher = seed_tf.checkpoints.load_encoder(FLAGS.teacher)
     views = recipes.VIEWS[FLAGS.views](FLAGS.image_size, flip=FLAGS.flip)
     batches = seed_tf.datasets.load(
         FLAGS.dataset,

@@ -60,7 +60,7 @@ flags.adopt_module_key_flags(common)
 
 
 def build(views, view_cache=None):
-    teacher = seed_tf.checkpoints.load_teacher(FLAGS.teacher)
+    teacher = seed_tf.checkpoints.load_encoder(FLAGS.teacher)
     if view_cache:
         view_cache.check_teacher(teacher)
     if FLAGS.recipe:

@@ -113,7 +113,7 @@ class Run:
             self._load(FLAGS.labels_dir, split, labels=True)
             for split in ("train", "test")
         ]
-        self.encoder = seed_tf.checkpoints.load_teacher(FLAGS.run)
+        self.encoder = seed_tf.checkpoints.load_encoder(FLAGS.run)
         if FLAGS.index:
             read_index(
                 FLAGS.index,

@@ -12,17 +12,17 @@ def convert(path, output, *, to="keras", source="auto", head=True):
     """Loads an encoder, and writes it.
 
     Args:
-        path: str, whatever `load_teacher` takes.
+        path: str, whatever `load_encoder` takes.
         output: str, the file to write, which must not exist.
         to: "keras", a `.keras` file, or "torch", see `save_torch`.
-        source: as of `load_teacher`.
+        source: as of `load_encoder`.
         head: bool, keep the projection head.
 
     Returns:
         str, `explaining.summary` of what was written.
 
     Raises:
-        ValueError: as `load_teacher` and `save_torch`, or if the output
+        ValueError: as `load_encoder` and `save_torch`, or if the output
             exists or has the wrong ending.
     """
     if os.path.exists(output):

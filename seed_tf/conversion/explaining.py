@@ -55,8 +55,8 @@ def explain(path, *, source="auto", images=None, image_size=224):
     """All that can be told of a checkpoint, of a bad one too.
 
     Args:
-        path: str, whatever `load_teacher` takes.
-        source: as `load_teacher`.
+        path: str, whatever `load_encoder` takes.
+        source: as `load_encoder`.
         images: None, or a folder of images to embed.
         image_size: int, pixels of their centre crops.
 

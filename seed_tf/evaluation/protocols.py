@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from seed_tf.checkpoints import load_teacher
+from seed_tf import checkpoints
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation.config import (
     EvaluationConfig,
@@ -128,7 +128,7 @@ def load_encoder(name, seed=0):
     """An encoder by name.
 
     Args:
-        name: str, as `seed_tf.checkpoints.load_teacher` takes it; or
+        name: str, as `seed_tf.checkpoints.load_encoder` takes it; or
             "untrained:resnet18", a network that `seed_tf.backbone` knows with
             random weights, also with a stem: "untrained:resnet18:cifar".
         seed: int, of random weights.
@@ -146,7 +146,7 @@ def load_encoder(name, seed=0):
     """
     kind, _, rest = name.partition(":")
     if kind != "untrained":
-        return load_teacher(name)
+        return checkpoints.load_encoder(name)
     backbone, _, stem = rest.partition(":")
     keras.utils.set_random_seed(seed)
     return Encoder(backbone, stem=stem or "imagenet")

@@ -15,11 +15,11 @@ class Progress:
     Args:
         total: int, number to be done.
         unit: str, what is counted, e.g. "images".
-        write: function of a line.
+        log: function of a line.
     """
 
-    def __init__(self, total, unit, write):
-        self._total, self._unit, self._write = total, unit, write
+    def __init__(self, total, unit, log):
+        self._total, self._unit, self._log = total, unit, log
         self._start = None
 
     def __call__(self, done):
@@ -34,4 +34,4 @@ class Progress:
             rate = (done - self._first) / (now - self._start)
             left = duration((self._total - done) / rate)
             line += f"  {rate:,.0f} {self._unit}/s  {left} left"
-        self._write(line)
+        self._log(line)

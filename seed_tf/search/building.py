@@ -9,7 +9,7 @@ import shutil
 
 import numpy as np
 
-from seed_tf.checkpoints import load_teacher
+from seed_tf.checkpoints import load_encoder
 from seed_tf.datasets import CorruptFiles, pipeline
 from seed_tf.datasets.sampler import Sampler
 from seed_tf.datasets.sources import Source
@@ -38,7 +38,7 @@ def build(
     image_size=224,
     output="features",
     batch_size=64,
-    write=print,
+    log=print,
 ):
     """Embeds the images of a folder, those that the index does not have yet.
 
@@ -62,13 +62,13 @@ def build(
               `image_size`, `resize`, `images`, `count` (N), `dim` (D),
               `corrupt`, `search`, `created`.
         images: folder; all image files below it are taken.
-        encoder: str, as `seed_tf.checkpoints.load_teacher` takes it.
+        encoder: str, as `seed_tf.checkpoints.load_encoder` takes it.
         image_size: positive int, S, of the centre crops, which are cut out of
             images resized as 256 is to 224.
         output: "features" or "embeddings", see `seed_tf.evaluation.embed`.
             The paper evaluates features; embeddings are smaller.
         batch_size: positive int, images run at a time.
-        write: function of one str, for progress.
+        log: function of one str, for progress.
 
     Returns:
         `Index`.
@@ -96,7 +96,7 @@ def build(
             f"`images` must be an existing folder. Received: {images!r}."
         )
     with folder_lock(path):
-        model = load_teacher(encoder)
+        model = load_encoder(encoder)
         config = {
             "encoder": os.path.abspath(os.path.expanduser(encoder)),
             "fingerprint": fingerprint(model),
@@ -104,7 +104,7 @@ def build(
             "image_size": image_size,
             "resize": shorter_side(image_size),
         }
-        return _Builder(path, config, write).run(model, images, batch_size)
+        return _Builder(path, config, log).run(model, images, batch_size)
 
 
 class _Builder:
@@ -114,8 +114,8 @@ class _Builder:
     and `ready`, an index that is whole and about to take the old one's place.
     """
 
-    def __init__(self, path, config, write):
-        self._path, self._config, self._write = path, config, write
+    def __init__(self, path, config, log):
+        self._path, self._config, self._log = path, config, log
         self._shards, self._ready = self._file("shards"), self._file("ready")
         self._take_over()
         self._compare(self._file("index.json"))
@@ -137,7 +137,7 @@ class _Builder:
         failed = self._read_unfinished(listing, here, corrupt)
         pending = np.flatnonzero(~(here | failed))
         self._check_space(dim, len(pending), len(here))
-        self._write(
+        self._log(
             f"{len(here):,} images in {images}: {len(pending):,} to embed, "
             f"{kept:,} in the index, {here.sum() - kept:,} from an "
             "interrupted run."
@@ -166,7 +166,7 @@ class _Builder:
         else:
             self._assemble(listing, here, earlier, old_keys, summary)
             self._take_over()
-        self._write(
+        self._log(
             f"{count:,} images in the index, {dim} numbers each: "
             f"{count - kept:,} new or changed, {len(old_keys) - kept:,} "
             "dropped."
@@ -203,7 +203,7 @@ class _Builder:
                 index = Index(self._path)
                 return index.embeddings, index.keys
             except ValueError as error:
-                self._write(f"{error} It is made anew.")
+                self._log(f"{error} It is made anew.")
         return np.array([]), np.array([], "S16")
 
     def _read_unfinished(self, listing, here, corrupt):
@@ -246,7 +246,7 @@ class _Builder:
             for file in glob.glob(os.path.join(self._shards, "?????????.npz"))
         ]
         shard = max(names, default=-1) + 1
-        report = Progress(len(pending), "images", self._write)
+        report = Progress(len(pending), "images", self._log)
         numbers, rows, first = [], [], 0
         for step, (batch, good) in enumerate(
             self._batches(listing, pending, batch_size, corrupt)
@@ -328,7 +328,7 @@ class _Builder:
         with atomic_write(keys) as file:
             np.save(file, listing.keys[here])
         with atomic_write(index) as file:
-            vectors.write(rows, file, self._write)
+            vectors.write(rows, file, self._log)
         _write_json(config, summary)
         os.rename(unfinished, self._ready)
 

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from seed_tf.checkpoints import load_teacher
+from seed_tf.checkpoints import load_encoder
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation import nearest_neighbours
@@ -170,7 +170,7 @@ class ImageSearch:
         self.index = index
         config = index.config
         try:
-            model = load_teacher(encoder or config["encoder"])
+            model = load_encoder(encoder or config["encoder"])
         except ValueError as error:
             raise ValueError(
                 f"The encoder of {index.path!r} cannot be loaded; tell by "

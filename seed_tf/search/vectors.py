@@ -29,7 +29,7 @@ def method(count):
     return "exact" if count <= EXACT else "approximate"
 
 
-def write(rows, path, tell=print):
+def write(rows, path, log=print):
     """Writes faiss's index of unit vectors.
 
     Up to 100,000 rows it compares all. Above it compares those of the nearest
@@ -39,7 +39,7 @@ def write(rows, path, tell=print):
     Args:
         rows: float32 `[N, D]`, may be memory-mapped.
         path: file.
-        tell: function of one str.
+        log: function of one str.
 
     Raises:
         OSError: if the file cannot be written.
@@ -50,7 +50,7 @@ def write(rows, path, tell=print):
         index = faiss.IndexFlatIP(dim)
     else:
         lists = round(4 * math.sqrt(count))
-        tell(f"Grouping {count:,} images around {lists:,} centres ...")
+        log(f"Grouping {count:,} images around {lists:,} centres ...")
         index = faiss.index_factory(
             dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT
         )

@@ -21,7 +21,7 @@ class Progress(keras.callbacks.Callback):
         batch_size: int, images per step.
         every: float, seconds between lines.
         show: names of the metrics to print.
-        write: where lines go, `print` or a function of one str.
+        log: where lines go, `print` or a function of one str.
     """
 
     async_safe = True
@@ -33,11 +33,11 @@ class Progress(keras.callbacks.Callback):
         *,
         every=10.0,
         show=("loss", "gap", "accuracy", "cosine"),
-        write=print,
+        log=print,
     ):
         super().__init__()
         self._total, self._batch = total_steps, batch_size
-        self._every, self._show, self._write = every, show, write
+        self._every, self._show, self._log = every, show, log
         self._steps = self._measured = 0
         self._start = self._last = None
 
@@ -53,7 +53,7 @@ class Progress(keras.callbacks.Callback):
             self._start, self._measured = now, 0
             if self._last is None:
                 self._last = now
-                self._write(self._line(logs))
+                self._log(self._line(logs))
             return
         self._measured += 1
         if now - self._last < self._every and self._steps < self._total:
@@ -61,7 +61,7 @@ class Progress(keras.callbacks.Callback):
         self._last = now
         seconds = (now - self._start) / self._measured
         left = seconds * (self._total - self._steps)
-        self._write(
+        self._log(
             f"{self._line(logs)}  {self._batch / seconds:.0f} images/s  "
             f"{duration(left)} left"
         )

@@ -43,7 +43,7 @@ def build(
     seed=0,
     teacher_precision=None,
     batch_size=256,
-    write=print,
+    log=print,
     **data,
 ):
     """Makes a `ViewCache`, or goes on with one.
@@ -64,7 +64,7 @@ def build(
             paper's temperature, 0.01, see
             `acceleration.precision.default_teacher_precision`.
         batch_size: positive int, views run at a time, if V is no larger.
-        write: function of one str, told size, time and progress.
+        log: function of one str, told size, time and progress.
         **data: what else of `datasets.load` says which images there are and
             how they are read: split, data_dir, image_size, resize, download,
             corrupt.
@@ -108,7 +108,7 @@ def build(
         "teacher_precision": teacher_precision,
     }
     with folder_lock(path):
-        builder = _Builder(path, config, write)
+        builder = _Builder(path, config, log)
         if builder.pending:
             embed = _Embedder(teacher, views, teacher_precision, images)
             builder.run(embed, batches)
@@ -170,8 +170,8 @@ class _Builder:
         pending: numbers of the shards that are missing, or were damaged.
     """
 
-    def __init__(self, path, config, write):
-        self._path, self._config, self._write = path, config, write
+    def __init__(self, path, config, log):
+        self._path, self._config, self._log = path, config, log
         self._file = os.path.join(path, cache.CONFIG)
         self._shapes = cache.shard_shapes(config)
         self._compare()
@@ -185,11 +185,11 @@ class _Builder:
             f.write("\n")
         views = sum(math.prod(self._shapes[i][:2]) for i in self.pending)
         seconds = views * embed.seconds_per_view(batches.spec)
-        self._write(
+        self._log(
             f"{views:,} views to embed, some {duration(seconds)} of the "
             "teacher alone. Stop at any time: the same command goes on."
         )
-        report, embedded = Progress(views, "views", self._write), 0
+        report, embedded = Progress(views, "views", self._log), 0
         for first, last in _runs(self.pending):
             start, end = first * cache.SHARD, (last + 1) * cache.SHARD
             number, done = first, 0
@@ -234,14 +234,14 @@ class _Builder:
                 cache.read_shard(file, self._shapes[number], checksum)
                 whole.add(number)
             except ValueError as error:
-                self._write(f"{name} is damaged ({error}): computed again.")
+                self._log(f"{name} is damaged ({error}): computed again.")
                 os.remove(file)
         return [i for i in range(len(self._shapes)) if i not in whole]
 
     def _check_space(self):
         sizes = [2 * math.prod(shape) + 128 for shape in self._shapes]
         _, views, *row = self._shapes[0]
-        self._write(
+        self._log(
             f"{self._config['images']['number']:,} images, {views} views of "
             f"{2 * math.prod(row)} bytes each: {readable_bytes(sum(sizes))} in "
             f"{len(sizes):,} files, of which {len(self.pending):,} are missing."

@@ -86,7 +86,7 @@ class EncoderTest(parameterized.TestCase):
         encoder.save(path)
         self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
-        loaded = seed_tf.checkpoints.load_teacher(path)
+        loaded = seed_tf.checkpoints.load_encoder(path)
         for teacher in (
             encoder,
             loaded,

@@ -303,7 +303,7 @@ class Cifar10GPUTest(absltest.TestCase):
                 cifar10_gpu.read(folder / "trained")
             files = [cifar10_gpu.student_file(run) for run in of_one]
         for model, file in zip(written, files, strict=True):
-            read = seed_tf.checkpoints.load_teacher(file)
+            read = seed_tf.checkpoints.load_encoder(file)
             for one, other in zip(
                 read.weights, model.encoder.weights, strict=True
             ):

@@ -48,18 +48,22 @@ class KerasFilesTest(parameterized.TestCase):
             0, 256, (2, 8, 8, 3), dtype=np.uint8
         )
         for name in (path, folder):
-            loaded = seed_tf.checkpoints.load_teacher(name)
+            loaded = seed_tf.checkpoints.load_encoder(name)
             self.assertIsInstance(loaded, seed_tf.Encoder)
             np.testing.assert_allclose(
                 loaded(images), encoder(images), rtol=1e-6
             )
+
+    def test_the_old_name_is_the_same_function(self):
+        checkpoints = seed_tf.checkpoints
+        self.assertIs(checkpoints.load_teacher, checkpoints.load_encoder)
 
     @parameterized.parameters("auto", "keras", "moco_v2")
     def test_nothing_there(self, source):
         folder = self.create_tempdir().full_path
         for name in (folder, os.path.join(folder, "missing.keras")):
             with self.assertRaisesRegex(ValueError, "student.keras.*Received"):
-                seed_tf.checkpoints.load_teacher(name, source=source)
+                seed_tf.checkpoints.load_encoder(name, source=source)
 
     def test_a_damaged_file(self):
         path = os.path.join(self.create_tempdir(), "teacher.keras")
@@ -67,11 +71,11 @@ class KerasFilesTest(parameterized.TestCase):
         with open(path, "rb+") as f:
             f.truncate(os.path.getsize(path) // 2)
         with self.assertRaisesRegex(ValueError, "teacher.keras.*cannot be"):
-            seed_tf.checkpoints.load_teacher(path)
+            seed_tf.checkpoints.load_encoder(path)
 
     def test_an_unknown_source(self):
         with self.assertRaisesRegex(ValueError, "source='dino'"):
-            seed_tf.checkpoints.load_teacher("x.keras", source="dino")
+            seed_tf.checkpoints.load_encoder("x.keras", source="dino")
 
     def test_any_keras_model_as_teacher(self):
         """As docs/checkpoints.md shows, without its weights from the net."""
@@ -88,7 +92,7 @@ class KerasFilesTest(parameterized.TestCase):
         np.testing.assert_allclose(teacher(images), expected, 1e-4, 1e-4)
         path = os.path.join(self.create_tempdir(), "teacher.keras")
         teacher.save(path)
-        loaded = seed_tf.checkpoints.load_teacher(path)
+        loaded = seed_tf.checkpoints.load_encoder(path)
         np.testing.assert_allclose(loaded(images), teacher(images), 1e-5, 1e-6)
         for other, message in (
             (teacher, "backbones of seed_tf.backbone.*convnext_tiny"),
@@ -188,7 +192,7 @@ class TeachersTest(PublishedTest):
     def test_features_and_embeddings(self, file, source, name, head, size):
         net = self.network(name, head, **size)
         self.save(getattr(torch_layouts, file)(net))
-        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        teacher = seed_tf.checkpoints.load_encoder(self.path)
         self.assertEqual(loading.read(self.path).source, source)
         self.assert_same(teacher, net)
 
@@ -198,7 +202,7 @@ class TeachersTest(PublishedTest):
         self.set_precision("float64")
         net = self.network(name, "mlp")
         self.save(torch_layouts.moco_file(net))
-        teacher = seed_tf.checkpoints.load_teacher(self.path, source="moco_v2")
+        teacher = seed_tf.checkpoints.load_encoder(self.path, source="moco_v2")
         self.assert_same(teacher, net.double(), sizes=(64,))
 
     @parameterized.parameters(
@@ -238,7 +242,7 @@ class TeachersTest(PublishedTest):
         net = self.network("resnet18", "mlp", width=8).to(dtype)
         state = net.state("module.encoder_q.")
         self.save({"state_dict": state}, _use_new_zipfile_serialization=new)
-        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        teacher = seed_tf.checkpoints.load_encoder(self.path)
         self.assert_same(teacher, net.float(), sizes=(64,))
 
     def test_global_policy(self):
@@ -247,13 +251,13 @@ class TeachersTest(PublishedTest):
         self.save(net.state())
         self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
-        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        teacher = seed_tf.checkpoints.load_encoder(self.path)
         self.assert_same(teacher, net, sizes=(64,))
 
     def test_small_stem(self):
         net = self.network("resnet18", "mlp", width=8, stem="cifar")
         self.save(net.state())
-        teacher = seed_tf.checkpoints.load_teacher(self.path)
+        teacher = seed_tf.checkpoints.load_encoder(self.path)
         self.assert_same(teacher, net, sizes=(32,))
 
 
@@ -300,14 +304,14 @@ class StudentsTest(PublishedTest):
     def test_students_of_moco_v1_have_a_linear_head(self):
         net = self.network("resnet18", "linear", width=8)
         self.save(torch_layouts.seed_file(net))
-        student = seed_tf.checkpoints.load_teacher(self.path)
+        student = seed_tf.checkpoints.load_encoder(self.path)
         self.assert_same(student, net, (64,))
 
     def test_both_networks_of_a_file(self):
         student = self.network("resnet18", "mlp", width=8)
         teacher = self.network("resnet50", "mlp_bn", width=16, seed=1)
         self.save(torch_layouts.seed_file(student, teacher))
-        load = seed_tf.checkpoints.load_teacher
+        load = seed_tf.checkpoints.load_encoder
         self.assert_same(load(self.path), student, (96,))
         self.assert_same(load(self.path, source="seed"), student, (96,))
         self.assert_same(load(self.path, source="seed_teacher"), teacher, (96,))
@@ -337,7 +341,7 @@ class ToTorchTest(PublishedTest):
             state["fc.0.weight"] = state.pop("fc.weight")
             state["fc.0.bias"] = state.pop("fc.bias")
         self.save(state)
-        encoder = seed_tf.checkpoints.load_teacher(self.path)
+        encoder = seed_tf.checkpoints.load_encoder(self.path)
         back = os.path.join(self.create_tempdir(), "back.pth")
         seed_tf.checkpoints.save_torch(encoder, back)
         written = torch.load(back, weights_only=True)
@@ -346,7 +350,7 @@ class ToTorchTest(PublishedTest):
             if not key.endswith("num_batches_tracked"):
                 self.assertTrue(torch.equal(written[key], tensor), key)
         images = random_images(2, 96)
-        again = seed_tf.checkpoints.load_teacher(back)
+        again = seed_tf.checkpoints.load_encoder(back)
         np.testing.assert_allclose(again(images), encoder(images), 1e-5, 1e-6)
         # PyTorch takes it as it is.
         backbone = {k: v for k, v in written.items() if k[:3] != "fc."}
@@ -461,7 +465,7 @@ class TensorflowTest(PublishedTest):
         net.save(self.prefix)
         folder = os.path.dirname(self.prefix)
         for path in (self.prefix, f"{self.prefix}.index", folder):
-            teacher = seed_tf.checkpoints.load_teacher(path)
+            teacher = seed_tf.checkpoints.load_encoder(path)
         self.assertIsNone(teacher.head)
         # Where maps of the max-pooling are even, and where they are odd.
         for size in (224, 96, 90):
@@ -476,18 +480,18 @@ class TensorflowTest(PublishedTest):
     def test_other_widths(self):
         net = SimCLR(random_images(4, 64, seed=1), width=8)
         net.save(self.prefix)
-        teacher = seed_tf.checkpoints.load_teacher(self.prefix)
+        teacher = seed_tf.checkpoints.load_encoder(self.prefix)
         images = random_images(2, 64)
         self.assert_near(teacher(images), net.features(images))
         # Saved and loaded, it pads as before.
         path = os.path.join(self.create_tempdir(), "teacher.keras")
         teacher.save(path)
-        again = seed_tf.checkpoints.load_teacher(path)
+        again = seed_tf.checkpoints.load_encoder(path)
         np.testing.assert_allclose(again(images), teacher(images), 1e-5, 1e-6)
 
     def refused(self, pattern, path=None, **kwargs):
         with self.assertRaisesRegex(ValueError, pattern):
-            seed_tf.checkpoints.load_teacher(path or self.prefix, **kwargs)
+            seed_tf.checkpoints.load_encoder(path or self.prefix, **kwargs)
 
     def test_bad_ones(self):
         net = SimCLR(random_images(2, 32), width=4)
@@ -543,7 +547,7 @@ class HostileFilesTest(PublishedTest):
         if contents is not None:
             self.save(contents)
         with self.assertRaises(ValueError) as caught:
-            seed_tf.checkpoints.load_teacher(self.path, source=source)
+            seed_tf.checkpoints.load_encoder(self.path, source=source)
         for pattern in patterns:
             self.assertRegex(str(caught.exception), pattern)
 
@@ -721,7 +725,7 @@ class WithoutTorchTest(absltest.TestCase):
             mock.patch.dict(sys.modules, {"torch": None}),
             self.assertRaisesRegex(ValueError, r"pip install 'seed_tf\[torch"),
         ):
-            seed_tf.checkpoints.load_teacher(path)
+            seed_tf.checkpoints.load_encoder(path)
 
     def test_too_old(self):
         old = mock.Mock(__version__="2.5.1+cu124")

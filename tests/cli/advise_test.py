@@ -195,7 +195,7 @@ class LauncherTest(absltest.TestCase):
         batches = seed_tf.datasets.load(
             "folder", data_dir=images, image_size=18, batch_size=32, views=views
         )
-        network = seed_tf.checkpoints.load_teacher(teacher)
+        network = seed_tf.checkpoints.load_encoder(teacher)
         z = advice.view_embeddings(network, batches, views)
         self.assertEqual(z.shape, (128, 16))
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)

@@ -75,12 +75,12 @@ class ConvertTest(PublishedTest):
             self.assertRegex(printed, pattern)
         # Training needs no PyTorch then.
         with mock.patch.dict(sys.modules, {"torch": None}):
-            encoder = seed_tf.checkpoints.load_teacher(teacher)
+            encoder = seed_tf.checkpoints.load_encoder(teacher)
         self.assert_same(encoder, net, (64,))
         printed = converting.convert(teacher, back, to="torch", head=False)
         self.assertIn("no projection head", printed)
         self.assertEqual(set(torch.load(back)), set(net.backbone.state_dict()))
-        again = seed_tf.checkpoints.load_teacher(back)
+        again = seed_tf.checkpoints.load_encoder(back)
         images = random_images(2, 64)
         np.testing.assert_allclose(
             again(images), encoder.features(images), 1e-5, 1e-6
@@ -93,7 +93,7 @@ class ConvertTest(PublishedTest):
         printed = converting.convert(self.path, path, head=False)
         self.assertRegex(printed, "projection head: 4: module.student.fc.0")
         net.head = torch.nn.Sequential()
-        student = seed_tf.checkpoints.load_teacher(path)
+        student = seed_tf.checkpoints.load_encoder(path)
         self.assert_same(student, net, (64,))
 
     def test_bad_input(self):

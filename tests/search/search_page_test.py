@@ -181,7 +181,7 @@ class SearchPageTest(absltest.TestCase):
             photos,
             encoder,
             image_size=32,
-            write=lambda line: None,
+            log=lambda line: None,
         )
         self.search = search.ImageSearch(self.index)
         server = search.make_server(self.search, port=0)

@@ -48,7 +48,7 @@ def build(index, images, encoder, **options):
     """`search.build`, and the lines that it wrote."""
     lines = []
     options = {"image_size": SIZE, "batch_size": 8, **options}
-    found = search.build(index, images, encoder, write=lines.append, **options)
+    found = search.build(index, images, encoder, log=lines.append, **options)
     return found, "\n".join(lines)
 
 
@@ -409,12 +409,12 @@ class CrashTest(Folder):
         (self.photos / "new.jpg").write_bytes(encoded(picture(4), "JPEG"))
         start = str(self.folder / "start")
         shutil.copytree(self.index, start)
-        model = seed_tf.checkpoints.load_teacher(self.encoder)
+        model = seed_tf.checkpoints.load_encoder(self.encoder)
         embed = embedder(model)
         flush = mock.patch.object(os, "fsync")  # nobody pulls the plug here
         flush.start()
         self.addCleanup(flush.stop)
-        for name, same in (("load_teacher", model), ("embedder", embed)):
+        for name, same in (("load_encoder", model), ("embedder", embed)):
             patch = mock.patch.object(building, name, return_value=same)
             patch.start()
             self.addCleanup(patch.stop)

@@ -381,7 +381,7 @@ class StopsTest(parameterized.TestCase):
         )
         self.assertEqual(result["flops_per_step"], sum(counted.flops.values()))
         self.assertEqual(self.steps(), [10, 18, 19, 20])
-        encoder = seed_tf.checkpoints.load_teacher(self.folder)
+        encoder = seed_tf.checkpoints.load_encoder(self.folder)
         for a, b in zip(encoder.get_weights(), kept[0.9], strict=True):
             np.testing.assert_array_equal(a, b)
         # Its patience is lost for good.

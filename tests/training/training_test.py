@@ -156,9 +156,7 @@ class WarmupCosineTest(parameterized.TestCase):
 class CallbacksTest(parameterized.TestCase):
     def test_progress_prints_metrics_rate_and_time_left(self):
         lines = []
-        progress = Progress(
-            30, 16, every=0.0, show=["loss"], write=lines.append
-        )
+        progress = Progress(30, 16, every=0.0, show=["loss"], log=lines.append)
         for step in range(30):
             progress.on_train_batch_end(step, {"loss": 1.25, "other": 3})
         self.assertLen(lines, 30)
@@ -169,7 +167,7 @@ class CallbacksTest(parameterized.TestCase):
 
     def test_progress_says_little_but_always_beginning_and_end(self):
         lines = []
-        progress = Progress(30, 16, every=1000.0, write=lines.append)
+        progress = Progress(30, 16, every=1000.0, log=lines.append)
         for step in range(30):
             progress.on_train_batch_end(step, {"loss": 1.25})
         self.assertLen(lines, 2)

@@ -81,7 +81,7 @@ def model(given=None, teacher=None, **options):
     return result
 
 
-def build(path, data_dir, *, teacher=None, given=None, write=None, **options):
+def build(path, data_dir, *, teacher=None, given=None, log=None, **options):
     """A cache of a few pictures."""
     options = {
         "views_per_image": 3,
@@ -95,7 +95,7 @@ def build(path, data_dir, *, teacher=None, given=None, write=None, **options):
         data_dir=data_dir,
         teacher=teacher or tower(1),
         views=given or views(),
-        write=write or (lambda line: None),
+        log=log or (lambda line: None),
         **options,
     )
 
@@ -370,7 +370,7 @@ class ViewCacheTest(parameterized.TestCase):
         self.assertLen(left, 3)  # cache.json, a shard, half of another
         self.assertLen([x for x in left if "unfinished" in x], 1)
         lines = []
-        build(path, self.data, teacher=self.teacher, write=lines.append)
+        build(path, self.data, teacher=self.teacher, log=lines.append)
         self.assertIn("in 3 files, of which 2 are missing", lines[0])
         self.assertIn("39 views to embed", lines[1])
         self.assertEqual(content(path), content(self.path))
@@ -388,7 +388,7 @@ class ViewCacheTest(parameterized.TestCase):
                 self.data,
                 teacher=self.teacher,
                 views_per_image=2,
-                write=lines.append,
+                log=lines.append,
             )
         self.assertEqual(
             lines[0],
@@ -402,7 +402,7 @@ class ViewCacheTest(parameterized.TestCase):
         self.assertIn("the same command goes on", lines[1])
         self.assertRegex(lines[-2], r"^  40/42 views  0 views/s  5 s left$")
         self.assertRegex(lines[-1], r"^  42/42 views .* 0 s left$")
-        build(self.path, self.data, teacher=self.teacher, write=lines.append)
+        build(self.path, self.data, teacher=self.teacher, log=lines.append)
         self.assertEndsWith(lines[-1], "of which 0 are missing.")
 
     def test_damaged_files_are_named_and_made_again(self):
@@ -423,7 +423,7 @@ class ViewCacheTest(parameterized.TestCase):
             self.assertIn(expected, message)
         gone.write_bytes(file_of(self.path, 2).read_bytes())
         lines = []
-        build(path, self.data, teacher=self.teacher, write=lines.append)
+        build(path, self.data, teacher=self.teacher, log=lines.append)
         self.assertStartsWith(lines[3], "48 views to embed")
         self.assertEqual(content(path), content(self.path))
         self.assertStartsWith(lines[0], f"{flipped.name} is damaged (its chec")
@@ -713,7 +713,7 @@ class LaunchersTest(absltest.TestCase):
         with (
             mock.patch.object(
                 seed_tf.checkpoints,
-                "load_teacher",
+                "load_encoder",
                 side_effect=KeyboardInterrupt,
             ),
             self.assertRaisesRegex(SystemExit, "The same command goes on"),
