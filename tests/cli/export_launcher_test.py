@@ -9,7 +9,7 @@ from unittest import mock
 
 import tensorflow as tf
 from absl.testing import absltest, flagsaver
-from export.export_test import (
+from helpers.exports import (
     SIZE,
     encoded,
     temporary_folder,

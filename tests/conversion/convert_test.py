@@ -10,13 +10,13 @@ import keras
 import numpy as np
 import PIL.Image
 from absl.testing import absltest, parameterized
-from checkpoints.checkpoints_test import (
-    PublishedTest,
+from helpers.published import (
+    PublishedTestCase,
     SimCLR,
     needs_torch,
+    random_images,
     tiny_encoder,
 )
-from encoders.encoders_torch_test import random_images
 
 import seed_tf
 from seed_tf.checkpoints import (
@@ -54,7 +54,7 @@ def explanation(path, **kwargs):
 
 
 @needs_torch
-class ConvertTest(PublishedTest):
+class ConvertTest(PublishedTestCase):
     def test_to_keras_and_back(self):
         net = self.network("resnet18", "mlp_bn", width=8)
         self.save(torch_layouts.swav_file(net))
@@ -115,7 +115,7 @@ class ConvertTest(PublishedTest):
 
 
 @needs_torch
-class ExplainTest(PublishedTest):
+class ExplainTest(PublishedTestCase):
     @parameterized.parameters(
         ("resnet50", "mlp_bn"),
         ("resnet34", "linear"),

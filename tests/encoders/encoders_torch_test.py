@@ -7,6 +7,7 @@ from unittest import mock
 import keras
 import numpy as np
 from absl.testing import absltest, parameterized
+from helpers.published import as_torch, normalised, random_images
 
 from seed_tf import encoders
 
@@ -15,28 +16,6 @@ try:
     from helpers import torch_layouts
 except ImportError:
     torch = None
-
-
-def random_images(batch, size, seed=0):
-    """uint8 images with structure at every scale, none like another."""
-    rng = np.random.default_rng(seed)
-    images = np.zeros((batch, size, size, 3))
-    for cell in (1, 4, 16):
-        side = -(-size // cell)
-        cells = rng.normal(0, 40, (batch, side, side, 3))
-        images += cells.repeat(cell, 1).repeat(cell, 2)[:, :size, :size]
-    return np.clip(images + 128, 0, 255).astype("uint8")
-
-
-def normalised(images):
-    """What torchvision's ToTensor and Normalize make of images."""
-    mean = np.array([0.485, 0.456, 0.406], "float32")
-    std = np.array([0.229, 0.224, 0.225], "float32")
-    return (images / np.float32(255) - mean) / std
-
-
-def as_torch(images):
-    return torch.from_numpy(images.transpose(0, 3, 1, 2))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from export.export_test import (
+from helpers.exports import (
     encoded,
     picture,
     png_header,
