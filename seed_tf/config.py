@@ -1,0 +1,407 @@
+"""Every setting of a run, in one place.
+
+`DistillConfig` and `PretrainConfig` are what `seed_tf.distill` and
+`seed_tf.pretrain` take, what the commands' flags are made from, what a recipe
+holds and what `config.json` in the folder of a run says. The help text of a
+setting stands here and nowhere else.
+
+The module imports neither TensorFlow nor Keras nor NumPy, so that a command
+can print its help at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shlex
+import types
+import typing
+from collections.abc import Mapping, Sequence
+
+VIEWS = ("moco_v1", "moco_v2", "simclr", "swav", "swav_small_patches")
+OBJECTIVES = (
+    "similarity_distillation",
+    "l2",
+    "binary_contrastive",
+    "kmeans_clustering",
+    "online_clustering",
+)
+# Images of each split that k-NN during training reads at most.
+KNN_IMAGES = 20_000
+
+
+def setting(
+    default,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    required: bool = False,
+    may_differ: bool = False,
+):
+    """A field of a configuration.
+
+    Args:
+        default: value of the field if none is given.
+        help: description of the setting, for flags and docs.
+        choices: strings that are allowed, or None for any.
+        minimum, maximum: bounds of a number, inclusive.
+        required: bool, whether a run needs a value other than None.
+        may_differ: bool, whether a resumed run may have another value.
+
+    Returns:
+        A `dataclasses.field` with these as its metadata.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help,
+            "choices": choices and tuple(choices),
+            "minimum": minimum,
+            "maximum": maximum,
+            "required": required,
+            "may_differ": may_differ,
+        },
+    )
+
+
+TEACHER_HELP = (
+    "A .keras file, the folder of a run of pretrain, or a published "
+    "checkpoint, see docs/checkpoints.md."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A set of settings, each checked when it is set.
+
+    Numbers out of range, unknown choices and values of another type raise a
+    `ValueError` that names the argument. Required settings may be missing
+    until `check`, so that a recipe need not name a folder.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = _converted(self, field)
+            object.__setattr__(self, field.name, value)
+            _check_range(field, value)
+
+    def check(self) -> None:
+        """Raises ValueError if a required setting is missing."""
+        for field in dataclasses.fields(self):
+            required = field.metadata.get("required")
+            if required and getattr(self, field.name) is None:
+                raise ValueError(f"`{field.name}` must be given.")
+
+    def as_dict(self) -> dict:
+        """The settings as a JSON object holds them."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewsConfig(Config):
+    """Unlabelled images, and how they are augmented."""
+
+    dataset: str = setting(
+        "folder",
+        "Images to train on, without labels: 'folder', 'tsv', 'digits' "
+        "(embedded, to try things out) or a TensorFlow Datasets name.",
+    )
+    data_dir: str | None = setting(
+        None, "The folder, the TSV file, or where TFDS data lies."
+    )
+    split: str = setting("train", "Split of the dataset to train on.")
+    download: bool = setting(
+        False, "Download and prepare a TensorFlow Dataset.", may_differ=True
+    )
+    max_corrupt_fraction: float = setting(
+        0.01,
+        "Share of unreadable images above which the run stops.",
+        minimum=0.0,
+        maximum=1.0,
+        may_differ=True,
+    )
+    image_size: int = setting(224, "Pixels of a view.", minimum=1)
+    views: str = setting(
+        "moco_v2", "Augmentation; match the teacher's.", choices=VIEWS
+    )
+    flip: bool = setting(True, "Whether views may be mirrored.")
+    batch_size: int = setting(256, "Images per step.", minimum=1)
+    seed: int = setting(0, "Start, order of images and views.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(ViewsConfig):
+    """Settings that every training shares; the defaults are the paper's."""
+
+    recipe: str | None = setting(
+        None,
+        "An experiment of the paper, whose settings the others override; "
+        "'list' prints all, with the paper's numbers. See docs/recipes.md.",
+        may_differ=True,  # its settings are compared themselves
+    )
+    held_out: int | None = setting(
+        None,
+        "Images kept from training, to compare neighbours on; by default "
+        "1,000, but at most a twentieth of all.",
+        minimum=0,
+    )
+    stem: str = setting(
+        "imagenet",
+        "'cifar' keeps the first layers at full size, for images of 64 pixels "
+        "and less.",
+        choices=("imagenet", "cifar"),
+    )
+    epochs: int = setting(200, "Passes over the data.", minimum=1)
+    queue_size: int = setting(65536, "Embeddings in the queue.", minimum=1)
+    learning_rate: float = setting(
+        0.03, "Peak rate per 256 images; scaled linearly.", minimum=0.0
+    )
+    warmup_epochs: float = setting(
+        5.0, "Epochs of linear warm-up.", minimum=0.0
+    )
+    weight_decay: float = setting(
+        1e-4, "Coupled, on every weight.", minimum=0.0
+    )
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the trained network. 'auto' is the fastest here, and "
+        "for a resumed run the one that it began with. Weights and losses are "
+        "always float32.",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    output: str | None = setting(
+        None,
+        "Folder for all that the run writes.",
+        required=True,
+        may_differ=True,
+    )
+    overwrite: bool = setting(
+        False,
+        "Remove the run in the output folder and start anew.",
+        may_differ=True,
+    )
+    dry_run: bool = setting(
+        False,
+        "Build everything, count operations and memory, run five steps if they "
+        "fit, print what the whole run takes, and leave nothing behind.",
+        may_differ=True,
+    )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "From one checkpoint to the next.",
+        minimum=0.0,
+        may_differ=True,
+    )
+    knn_every: int = setting(
+        0,
+        "Epochs from one k-NN evaluation on labelled images to the next; 0 "
+        "for none.",
+        minimum=0,
+    )
+    knn_data_dir: str | None = setting(
+        None, "Labelled images for k-NN; by default those of training."
+    )
+    knn_splits: tuple[str, ...] = setting(
+        ("train", "test"),
+        "Labelled splits, to vote and to be classified; of each at most "
+        f"{KNN_IMAGES:,} images are taken.",
+    )
+    patience: int = setting(
+        0,
+        "Evaluations (of k-NN, or else of agreement with the teacher) without "
+        "a new best after which training stops; 0 for never.",
+        minimum=0,
+    )
+    strategy: str = setting(
+        "auto",
+        "Devices: 'one', all GPUs of this host, several hosts by TF_CONFIG, "
+        "or a TPU; 'auto' takes what is there.",
+        choices=("auto", "one", "mirrored", "multiworker", "tpu"),
+    )
+    tpu: str | None = setting(None, "Name or address of a TPU.")
+    sync_batch_norm: bool = setting(
+        False,
+        "Statistics of BatchNorm over all replicas; the paper's are of each.",
+    )
+    jit: bool | None = setting(
+        None,
+        "Compile the step by XLA; by default on a single GPU and on TPUs. On "
+        "CPUs it is slower.",
+    )
+
+    command: typing.ClassVar[str]  # that runs it
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.knn_splits) != 2:
+            raise ValueError(
+                "`knn_splits` must be two splits, to vote and to be "
+                f"classified. Received: knn_splits={self.knn_splits!r}."
+            )
+
+    def command_line(self) -> str:
+        """A command that runs these settings, to paste into a shell."""
+        words = ["seed-tf", self.command]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{'' if value else 'no'}{field.name}")
+            else:
+                text = ",".join(value) if isinstance(value, tuple) else value
+                words.append(f"--{field.name}={text}")
+        return shlex.join(words)
+
+    def differences(self, earlier: Mapping) -> list[str]:
+        """Settings in which an earlier run was another one.
+
+        Args:
+            earlier: content of that run's `config.json`. Where it lacks a
+                setting, which is newer than the run, the default holds.
+
+        Returns:
+            Phrases such as "epochs: 2 there, 3 here".
+        """
+        own = self.as_dict()
+        found = []
+        for field in dataclasses.fields(self):
+            there = earlier.get(field.name, own[field.name])
+            if field.name not in earlier:
+                default = field.default
+                there = list(default) if isinstance(default, tuple) else default
+            here = own[field.name]
+            if not field.metadata["may_differ"] and there != here:
+                found.append(f"{field.name}: {there!r} there, {here!r} here")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig(RunConfig):
+    """Settings of `seed_tf.distill`: a student learns from a teacher."""
+
+    command: typing.ClassVar[str] = "distill"
+
+    teacher: str | None = setting(None, TEACHER_HELP, required=True)
+    student: str = setting("mobilenet_v3_large", "Backbone, by name.")
+    hidden_dim: int | None = setting(
+        None,
+        "Width of the student's head; the backbone's own by default. A wider "
+        "one can help: 2048 for resnet18.",
+        minimum=1,
+    )
+    student_temperature: float = setting(0.2, "Of the student's softmax.")
+    teacher_temperature: float = setting(
+        0.01,
+        "Of the teacher's softmax: lower is sharper. Watch teacher_neighbours.",
+    )
+    objective: str = setting(
+        "similarity_distillation",
+        "What the student learns: SEED's own loss, or an alternative of the "
+        "paper's.",
+        choices=OBJECTIVES,
+    )
+    same_view: bool = setting(
+        True,
+        "Whether teacher and student see one view of an image, or each its "
+        "own.",
+    )
+    view_cache: str | None = setting(
+        None,
+        "Folder that the command cache has made with this teacher, of these "
+        "images and views: the step then does without the teacher. See "
+        "docs/view_cache.md.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """Settings of `seed_tf.pretrain`: MoCo v2, without a teacher."""
+
+    command: typing.ClassVar[str] = "pretrain"
+
+    encoder: str = setting("resnet50", "Backbone to train, by name.")
+    embedding_dim: int = setting(128, "Width of an embedding.", minimum=1)
+    temperature: float = setting(0.2, "Of the contrastive softmax.")
+    momentum: float = setting(
+        0.999,
+        "Of the momentum encoder's weights.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+
+@functools.cache
+def types_of(config: type[Config]) -> dict[str, tuple[type, ...]]:
+    """Types that each setting of a configuration allows.
+
+    Returns:
+        Dict of names to tuples such as `(int, NoneType)`, or
+        `(tuple,)` for several strings.
+    """
+    hints = typing.get_type_hints(config)
+    found = {}
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        union = isinstance(hint, types.UnionType)
+        parts = typing.get_args(hint) if union else (hint,)
+        found[field.name] = tuple(typing.get_origin(x) or x for x in parts)
+    return found
+
+
+def _converted(config, field):
+    """The value of a field, in the type that the field says.
+
+    Raises:
+        ValueError: if it has another one.
+    """
+    value = getattr(config, field.name)
+    allowed = types_of(type(config))[field.name]
+    if isinstance(value, os.PathLike) and str in allowed:
+        value = os.fspath(value)
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if float in allowed and number:
+        value = float(value)
+    if tuple in allowed and isinstance(value, list):
+        value = tuple(value)
+    if bool not in allowed and isinstance(value, bool):
+        allowed_here = False
+    else:
+        allowed_here = isinstance(value, allowed)
+    if not allowed_here:
+        names = ["None" if x is types.NoneType else x.__name__ for x in allowed]
+        raise ValueError(
+            f"`{field.name}` must be of type {' or '.join(names)}. "
+            f"Received: {field.name}={value!r}."
+        )
+    return value
+
+
+def _check_range(field, value):
+    if value is None:
+        return
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        raise ValueError(
+            f"`{field.name}` must be one of {', '.join(choices)}. "
+            f"Received: {field.name}={value!r}."
+        )
+    low, high = field.metadata["minimum"], field.metadata["maximum"]
+    bounds = []
+    if low is not None and not value >= low:
+        bounds.append(f"at least {low}")
+    if high is not None and not value <= high:
+        bounds.append(f"at most {high}")
+    if field.name.endswith("temperature") and not value > 0:
+        bounds.append("positive")
+    if bounds:
+        raise ValueError(
+            f"`{field.name}` must be {' and '.join(bounds)}. "
+            f"Received: {field.name}={value!r}."
+        )
