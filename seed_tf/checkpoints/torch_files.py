@@ -15,6 +15,8 @@ import zipfile
 
 import numpy as np
 
+from seed_tf.io.extras import extra
+
 # Where training code puts the state dict beside optimiser, epoch and so on.
 _STATE_DICTS = ("state_dict", "model")
 
@@ -115,14 +117,9 @@ def _check_archive(path):
 
 
 def _import_torch(path):
-    try:
+    # A .keras file, which `convert` makes of it once, needs no PyTorch.
+    with extra("torch", f"PyTorch files such as {path!r}"):
         import torch
-    except ImportError as error:
-        raise ValueError(
-            f"PyTorch files need PyTorch: pip install 'seed_tf[torch]'. "
-            f"Received: {path!r}. (A .keras file, which experiments.convert "
-            "makes of it once, needs none.)"
-        ) from error
     version = tuple(map(int, torch.__version__.split(".")[:2]))
     if version < (2, 6):
         raise ValueError(

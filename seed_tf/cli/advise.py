@@ -19,10 +19,7 @@ from seed_tf import recipes
 from seed_tf.cli import common
 from seed_tf.evaluation import advice
 from seed_tf.images import shorter_side
-from seed_tf.reporting import (
-    figures,
-    tables,
-)
+from seed_tf.reporting import figures, pages, tables
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -88,7 +85,7 @@ def write(found):
     figure = figures.target_curve(found)
     figure.savefig(os.path.join(FLAGS.output, "advice.png"))
     table = rows(found)
-    tables.write_report(
+    pages.write_page(
         os.path.join(FLAGS.output, "report.html"),
         f"Advice for {FLAGS.teacher}",
         [

@@ -19,10 +19,7 @@ from absl import flags
 
 import seed_tf
 from seed_tf.io.units import duration
-from seed_tf.reporting import (
-    figures,
-    tables,
-)
+from seed_tf.reporting import figures, pages, tables
 from seed_tf.training import Progress
 
 FLAGS = flags.FLAGS
@@ -259,7 +256,7 @@ def show(results, histories, features, data, seconds):
         "labels is an average over five draws of labels. "
         f"{duration(seconds)} in all."
     )
-    tables.write_report(
+    pages.write_page(
         os.path.join(FLAGS.output, "report.html"),
         "A small encoder, alone and distilled",
         [

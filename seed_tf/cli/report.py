@@ -11,7 +11,7 @@ import os
 
 from absl import flags
 
-from seed_tf.training import report
+from seed_tf.training import comparison, finished_run
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
@@ -33,8 +33,8 @@ def main(arguments):
     for path in FLAGS.results:
         if not os.path.isfile(path):
             raise ValueError(f"--results={path}: no such file.")
-        rows += report.read_results(path)
-    runs = [report.read_run(path, rows) for path in paths]
-    print(report.compare_runs(runs, FLAGS.output))
+        rows += finished_run.read_results(path)
+    runs = [finished_run.read_run(path, rows) for path in paths]
+    print(comparison.compare_runs(runs, FLAGS.output))
     if FLAGS.output:
         print(f"\nReport: {os.path.join(FLAGS.output, 'report.html')}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from seed_tf.detection.boxes import check_images
 from seed_tf.detection.retinanet import detect
+from seed_tf.io.extras import extra
 
 METRICS = ("AP", "AP50", "AP75")
 
@@ -17,13 +18,8 @@ def import_pycocotools():
     Raises:
         ValueError: if it is not installed. Call it before any training.
     """
-    try:
+    with extra("detection", "COCO's metrics"):
         from pycocotools import coco, cocoeval
-    except ImportError as error:
-        raise ValueError(
-            "COCO's metrics need pycocotools: pip install -e "
-            f'".[detection]". Received: {error}.'
-        ) from error
     return coco, cocoeval
 
 

@@ -1,11 +1,11 @@
 """The model card beside a SavedModel: README.md and metadata.json."""
 
-import json
 import os
 
 import keras
 import tensorflow as tf
 
+from seed_tf.io.files import write_json
 from seed_tf.reporting.tables import table
 from seed_tf.version import __version__
 
@@ -42,9 +42,7 @@ def write(folder, facts):
             "keras": keras.__version__,
         },
     }
-    with open(os.path.join(folder, "metadata.json"), "w") as file:
-        json.dump(facts, file, indent=2)
-        file.write("\n")
+    write_json(os.path.join(folder, "metadata.json"), facts)
     with open(os.path.join(folder, "README.md"), "w") as file:
         file.write(_readme(facts))
 

@@ -1,8 +1,6 @@
 """An exported file is compared with the Keras model before it gets its name."""
 
-import contextlib
 import dataclasses
-import json
 import os
 
 import numpy as np
@@ -14,7 +12,7 @@ from seed_tf.evaluation import embed, knn, neighbour_agreement
 from seed_tf.evaluation.labels import check_labelled
 from seed_tf.export.outputs import Outputs
 from seed_tf.images import check_channels
-from seed_tf.io.files import atomic_write
+from seed_tf.io.files import atomic_write, write_json
 
 _MOST = 256  # images that an export is checked on, and calibrated on
 _BATCH = 32
@@ -174,7 +172,7 @@ def write_checked(
         labelled = _labelled(labelled, images.shape[1])
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     outputs = Outputs(in_float32(encoder))
-    with atomic_write(f"{path}.json") as card, atomic_write(path) as unfinished:
+    with atomic_write(path) as unfinished:
         write(outputs, unfinished)
         run = load(unfinished)
         comparison = compare(outputs.predict_on_batch, run, images)
@@ -191,9 +189,7 @@ def write_checked(
         if labelled is not None:
             scores = knn_drift(outputs.encoder, run, *labelled)
             result = dataclasses.replace(result, knn=scores)
-        with open(card, "w") as file:
-            json.dump(dataclasses.asdict(result), file, indent=2)
-            file.write("\n")
+        write_json(f"{path}.json", dataclasses.asdict(result))
     return result
 
 
@@ -325,18 +321,6 @@ def check_ending(path, ending):
         raise ValueError(
             f"`path` must end in {ending!r}. Received: path={str(path)!r}."
         )
-
-
-@contextlib.contextmanager
-def extra(name):
-    """Turns a missing package into an error that names the extra."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(
-            f'This needs optional packages: pip install "seed_tf[{name}]". '
-            f"Received: {error}."
-        ) from error
 
 
 def _labelled(pair, side):

@@ -1,11 +1,11 @@
 """The index of images that a server answers `nearest` from."""
 
 import dataclasses
-import json
 import os
 
 import numpy as np
 
+from seed_tf.io.files import differences, read_json
 from seed_tf.io.fingerprints import fingerprint
 
 
@@ -40,8 +40,7 @@ def read_index(folder, encoder, *, image_size, resize):
             embedded by another encoder or in another size.
     """
     try:
-        with open(os.path.join(folder, "index.json")) as file:
-            config = json.load(file)
+        config = read_json(os.path.join(folder, "index.json"))
         embeddings = np.load(os.path.join(folder, "embeddings.npy"), "r")
         ids = os.path.join(folder, "paths.txt")
         with open(ids, "rb") as file:
@@ -61,15 +60,11 @@ def read_index(folder, encoder, *, image_size, resize):
         "image_size": image_size,
         "resize": resize,
     }
-    differences = [
-        f"{name} {config.get(name)!r} there, {value!r} here"
-        for name, value in here.items()
-        if config.get(name) != value
-    ]
-    if differences:
+    there = {name: config.get(name) for name in here}
+    if different := differences(there, here):
         raise ValueError(
             f"The index {folder!r} was made otherwise: "
-            f"{'; '.join(differences)}. Its neighbours would be wrong: index "
+            f"{'; '.join(different)}. Its neighbours would be wrong: index "
             "the images with the encoder that is exported."
         )
     output = "features" if config.get("output") == "features" else "embedding"

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seed_tf.export.checking import check_ending, extra, some, write_checked
+from seed_tf.export.checking import check_ending, some, write_checked
+from seed_tf.io.extras import extra
 
 PRECISIONS = ("float32", "float16", "int8_dynamic", "int8")
 # What int8 leaves in float. The normalisation to length 1: in int8 lengths were
@@ -71,7 +72,7 @@ def litert(
             f"`precision` must be one of {', '.join(PRECISIONS)}. "
             f"Received: precision={precision!r}."
         )
-    with extra("litert"):
+    with extra("litert", "LiteRT files"):
         from ai_edge_litert import interpreter  # noqa: F401
     parts = some(images, image_size, parts=2 if precision == "int8" else 1)
 
@@ -103,7 +104,7 @@ def load(path, *, threads=1):
         Function, images `[B, S, S, 3]` uint8 -> dict of "embedding" `[B, D]`
         and "features" `[B, C]`, NumPy float32.
     """
-    with extra("litert"):
+    with extra("litert", "LiteRT files"):
         from ai_edge_litert.interpreter import Interpreter
     interpreter = Interpreter(str(path), num_threads=threads)
     run = interpreter.get_signature_runner("serving_default")

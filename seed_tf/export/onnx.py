@@ -4,7 +4,8 @@ import warnings
 
 import keras
 
-from seed_tf.export.checking import check_ending, extra, some, write_checked
+from seed_tf.export.checking import check_ending, some, write_checked
+from seed_tf.io.extras import extra
 
 
 def onnx(encoder, path, *, images, image_size=None, labelled=None, limits=None):
@@ -34,7 +35,7 @@ def onnx(encoder, path, *, images, image_size=None, labelled=None, limits=None):
             installed. Nothing is written then.
     """
     check_ending(path, ".onnx")
-    with extra("onnx"):
+    with extra("onnx", "ONNX files"):
         import onnxruntime  # noqa: F401
         import tf2onnx  # noqa: F401
     (images,) = some(images, image_size)
@@ -73,7 +74,7 @@ def load(path, *, threads=1):
         Function, images `[B, S, S, 3]` uint8 -> dict of "embedding" `[B, D]`
         and "features" `[B, C]`, NumPy float32.
     """
-    with extra("onnx"):
+    with extra("onnx", "ONNX files"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

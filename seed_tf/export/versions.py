@@ -1,16 +1,18 @@
 """Version folders that appear whole or not at all."""
 
-import contextlib
-import fcntl
-import os
-import shutil
+from __future__ import annotations
 
-from absl import logging
+import contextlib
+import os
+from collections.abc import Iterator
+
+from seed_tf.io.files import atomic_folder
+from seed_tf.io.locks import folder_lock
 
 _UNFINISHED = ".unfinished"  # no number, so that no server takes it for one
 
 
-def check_version(path, version=None):
+def check_version(path: str, version: int | None = None) -> int:
     """The number that a new version of a model gets.
 
     Args:
@@ -34,7 +36,9 @@ def check_version(path, version=None):
 
 
 @contextlib.contextmanager
-def new_version(path, version=None):
+def new_version(
+    path: str, version: int | None = None
+) -> Iterator[tuple[str, str]]:
     """Gives a folder to fill, which then becomes a version of a model.
 
     What an export that was killed has left is removed by the next one.
@@ -51,40 +55,7 @@ def new_version(path, version=None):
             to `path`.
         OSError: if it cannot be written.
     """
-    os.makedirs(path, exist_ok=True)
-    parent = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"Another process is exporting to {path!r}. Wait for it, or "
-                "choose another folder."
-            ) from None
-        except OSError as error:  # some network file systems
-            logging.warning("%r cannot be locked: %s.", path, error)
-        version = os.path.join(path, str(check_version(path, version)))
-        unfinished = os.path.join(path, _UNFINISHED)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.mkdir(unfinished)
-        try:
-            yield unfinished, version
-            _flush(unfinished)
-            os.rename(unfinished, version)
-            os.fsync(parent)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-    finally:
-        os.close(parent)
-
-
-def _flush(folder):
-    """Waits until all files of a folder are on the disk."""
-    for root, _, names in os.walk(folder):
-        for name in [*names, ""]:
-            file = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
+    with folder_lock(path):
+        final = os.path.join(path, str(check_version(path, version)))
+        with atomic_folder(final, os.path.join(path, _UNFINISHED)) as folder:
+            yield folder, final

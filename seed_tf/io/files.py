@@ -1,16 +1,27 @@
-"""Files that are written whole or not at all, and read with care."""
+"""Files and folders that appear whole or not at all, and JSON documents."""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Gives the path of a file to write, which takes the place of `path`.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields the path of a file to write, which then replaces `path`.
 
     Readers of `path` see the old file or the whole new one, also after a
-    crash. The ending stays, as Keras insists on it.
+    crash. The yielded path has the same ending, because Keras requires it.
+
+    Args:
+        path: file to write.
+
+    Raises:
+        OSError: if the file cannot be written. `path` stays as it was.
     """
     stem, ending = os.path.splitext(path)
     unfinished = f"{stem}.unfinished{ending}"
@@ -24,23 +35,38 @@ def atomic_write(path):
         raise
 
 
-def read_json_lines(path):
-    """The lines of a `MetricsLog`, as dicts; none if there is no file.
+@contextlib.contextmanager
+def atomic_folder(path: str, unfinished: str | None = None) -> Iterator[str]:
+    """Yields an empty folder to fill, which then becomes `path`.
 
-    A last line that a killed process left unfinished is left out.
+    A process killed at any moment leaves no half of `path`. The next call
+    removes what that process left.
+
+    Args:
+        path: folder that does not exist yet.
+        unfinished: path of the folder to fill, on the same disk; by default
+            `path` with ".unfinished" appended.
+
+    Raises:
+        OSError: if the folder cannot be written. There is no `path` then.
     """
-    lines = []
-    if os.path.exists(path):
-        with open(path) as f:
-            for line in f:
-                try:
-                    lines.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-    return lines
+    unfinished = unfinished or f"{path}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.makedirs(unfinished)
+    try:
+        yield unfinished
+        for root, _, names in os.walk(unfinished):
+            for name in [*names, ""]:
+                flush(os.path.join(root, name))
+        os.rename(unfinished, path)
+        flush(os.path.dirname(path) or ".")
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
-def flush(path):
+def flush(path: str) -> None:
+    """Waits until a file, or the list of a folder's entries, is on disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -48,5 +74,93 @@ def flush(path):
         os.close(file)
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
+    """Returns what an error says, in one line without the file's name."""
     return str(getattr(error, "strerror", None) or error).splitlines()[0]
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON document, whole or not at all.
+
+    Args:
+        path: file.
+        content: what `json.dump` takes.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with atomic_write(path) as unfinished, open(unfinished, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+_REQUIRED = object()
+
+
+def read_json(path: str | os.PathLike[str], default: Any = _REQUIRED) -> Any:
+    """Reads a JSON document.
+
+    Args:
+        path: file.
+        default: what to return if there is no such file.
+
+    Raises:
+        FileNotFoundError: if there is no such file and no `default`.
+        ValueError: if the file is damaged. The message names it.
+    """
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        if default is _REQUIRED:
+            raise
+        return default
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads a file with one JSON document a line; no file has no lines.
+
+    A last line that a killed process left unfinished is left out.
+    """
+    lines: list[dict[str, Any]] = []
+    if os.path.exists(path):
+        with open(path) as file:
+            for line in file:
+                try:
+                    lines.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+    return lines
+
+
+def as_json(content: Any) -> Any:
+    """Returns `content` as it comes back from a JSON file."""
+    return json.loads(json.dumps(content))
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Compares two nested JSON documents.
+
+    Args:
+        there: the document that was stored.
+        here: the document that was expected.
+        name: name of both in the result.
+
+    Returns:
+        A line for each entry in which they differ, "name: 1 there, 2 here".
+    """
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        same = there == here
+        return [] if same else [f"{name}: {there!r} there, {here!r} here"]
+    absent = "(absent)"
+    return [
+        difference
+        for key in dict.fromkeys([*there, *here])
+        for difference in differences(
+            there.get(key, absent),
+            here.get(key, absent),
+            f"{name}, {key}" if name else str(key),
+        )
+    ]

@@ -1,6 +1,9 @@
 """Progress of long work, a line now and then."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Callable
 
 from seed_tf.io.units import duration
 
@@ -8,21 +11,24 @@ _EVERY = 10.0  # seconds from one line of progress to the next
 
 
 class Progress:
-    """Writes a line now and then: how many, rate, time left.
+    """Logs a line now and then: number done, rate, time left.
 
-    Called with the number done so far, of this call of the program.
+    Call it with the number that this process has done so far.
 
     Args:
-        total: int, number to be done.
-        unit: str, what is counted, e.g. "images".
-        log: function of a line.
+        total: number to be done.
+        unit: name of the things counted, e.g. "images".
+        log: function of one str, a line.
     """
 
-    def __init__(self, total, unit, log):
+    def __init__(
+        self, total: int, unit: str, log: Callable[[str], object]
+    ) -> None:
         self._total, self._unit, self._log = total, unit, log
-        self._start = None
+        self._start: float | None = None
+        self._first, self._last = 0, 0.0
 
-    def __call__(self, done):
+    def __call__(self, done: int) -> None:
         now = time.monotonic()
         if self._start is None:  # the first batch traces and starts threads
             self._start, self._first, self._last = now, done, now

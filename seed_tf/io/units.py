@@ -1,21 +1,23 @@
 """Numbers as a person writes them."""
 
+from __future__ import annotations
 
-def duration(seconds):
-    """Seconds as a person writes them: "42 s", "7 min 05 s", "3 h 20 min".
+
+def duration(seconds: float) -> str:
+    """Returns seconds as text: "42 s", "7 min 05 s", "3 h 20 min".
 
     >>> duration(425)
     '7 min 05 s'
     """
-    minutes, seconds = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def readable(count):
-    """A large number as a person writes it.
+def readable(count: float) -> str:
+    """Returns a large number with a prefix.
 
     >>> readable(1_234_000_000_000)
     '1.23 T'
@@ -27,8 +29,8 @@ def readable(count):
     return f"{count:.3g} E"
 
 
-def readable_bytes(count):
-    """Bytes as a person writes them.
+def readable_bytes(count: float) -> str:
+    """Returns a number of bytes with a unit.
 
     >>> readable_bytes(33_554_432)
     '33.6 MB'

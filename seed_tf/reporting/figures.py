@@ -1,26 +1,33 @@
-"""Figures: what an evaluation shows, plain data in.
+"""Figures of results, made from plain data.
 
-Every figure is a `matplotlib.figure.Figure`, to be saved by
-`figure.savefig("name.png")` or put in a report. An encoder is named by the key
-of a dict and keeps its colour in all figures that get the same `colours` (see
-`palette`).
+Every figure is a `matplotlib.figure.Figure`: save it with
+`figure.savefig("name.png")`, or put it on a page. An encoder is named by the
+key of a dict, and keeps its colour in all figures that get the same `colours`
+(see `palette`).
+
+matplotlib and scikit-learn are imported when the first figure is drawn.
 """
 
-import matplotlib
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 
 from seed_tf.embeddings import l2_normalise
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _INK, _RIGHT, _WRONG = "#222222", "#009E73", "#D5302F"
-# Told apart under the common forms of colour blindness: Okabe and Ito's for
-# encoders, Paul Tol's "muted" for classes.
+# Distinct under the common forms of colour blindness: Okabe and Ito's colours
+# for encoders, Paul Tol's "muted" ones for classes.
 _ENCODERS = (
     "#0072B2",
     "#E69F00",
@@ -53,22 +60,46 @@ _STYLE = {
 }
 
 
-def palette(names):
-    """Gives each encoder its colour: a dict of names to "#rrggbb".
+def _styled(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Draws in the style of this module."""
 
-    After seven names colours repeat.
+    @functools.wraps(function)
+    def styled(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure((width, height))
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """Returns a colour "#rrggbb" for each encoder.
+
+    After seven names the colours repeat.
     """
     return {name: _ENCODERS[i % len(_ENCODERS)] for i, name in enumerate(names)}
 
 
-@matplotlib.rc_context(_STYLE)
-def bars(results, *, xlabel="top-1 accuracy (%)", colours=None):
-    """Accuracies as bars: mean, standard deviation and every seed.
+@_styled
+def bars(
+    results: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str = "top-1 accuracy (%)",
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draws accuracies as bars: mean, standard deviation and every seed.
 
     Args:
         results: dict of encoder names to dicts of protocol names to lists of
             accuracies, one per seed, in percent.
-        xlabel: str.
+        xlabel: label of the axis.
         colours: dict of encoder names to colours, by default `palette`'s.
 
     Returns:
@@ -77,7 +108,7 @@ def bars(results, *, xlabel="top-1 accuracy (%)", colours=None):
     names = list(results)
     colours = colours or palette(names)
     protocols = list(dict.fromkeys(p for r in results.values() for p in r))
-    figure = Figure((1.6 + 2.7 * len(protocols), 0.9 + 0.4 * len(names)))
+    figure = _figure(1.6 + 2.7 * len(protocols), 0.9 + 0.4 * len(names))
     panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
     for axes, protocol in zip(panels, protocols, strict=True):
         for y, name in enumerate(names):
@@ -95,7 +126,7 @@ def bars(results, *, xlabel="top-1 accuracy (%)", colours=None):
     return figure
 
 
-def _bar(axes, y, values, colour):
+def _bar(axes: Axes, y: int, values: Sequence[float], colour: str) -> None:
     values = np.asarray(values, float)
     mean, spread = values.mean(), values.std()
     axes.barh(y, mean, height=0.66, color=colour)
@@ -110,21 +141,27 @@ def _bar(axes, y, values, colour):
     axes.text(end + 2, y, f"{mean:.1f}", va="center", fontsize=9)
 
 
-@matplotlib.rc_context(_STYLE)
+@_styled
 def curves(
-    histories, metrics, *, x=None, every=1, xlabel="epoch", colours=None
-):
-    """Training curves, one panel per metric.
+    histories: Mapping[str, Mapping[str, Sequence[float | None]]],
+    metrics: Sequence[str] | Mapping[str, str],
+    *,
+    x: str | None = None,
+    every: int = 1,
+    xlabel: str = "epoch",
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draws training curves, one panel per metric.
 
     Args:
         histories: dict of run names to dicts of metric names to lists of
-            values, as `model.fit(...).history`. A run may lack a metric, and
-            a metric some values, which are None then.
-        metrics: list of metric names, or dict of them to axis labels.
+            values, as `model.fit(...).history`. A run may lack a metric. A
+            missing value is None.
+        metrics: metric names, or dict of metric names to labels.
         x: name of the metric along the horizontal axis; by default values
             stand `every` apart.
-        every: int, units of `xlabel` from one value to the next.
-        xlabel: str.
+        every: units of `xlabel` from one value to the next.
+        xlabel: label of the horizontal axis.
         colours: dict of run names to colours, by default `palette`'s.
 
     Returns:
@@ -133,7 +170,7 @@ def curves(
     colours = colours or palette(histories)
     columns = min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
-    figure = Figure((3.4 * columns, 0.5 + 2.5 * rows))
+    figure = _figure(3.4 * columns, 0.5 + 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     labels = metrics if isinstance(metrics, dict) else {m: m for m in metrics}
     for axes, (metric, label) in zip(panels, labels.items(), strict=False):
@@ -163,23 +200,32 @@ def curves(
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
-def points(values, *, xlabel, ylabel, ticks=None, colours=None):
-    """Named points, as the paper's figure 1: accuracy against parameters.
+@_styled
+def points(
+    values: Mapping[str, tuple[float, float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    ticks: str | None = None,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draws named points, as figure 1 of the paper: accuracy by parameters.
 
     Args:
         values: dict of names to pairs (x, y), x positive.
-        xlabel, ylabel: str.
-        ticks: str, how to write values of x, such as "{x:g}"; by default with
+        xlabel, ylabel: labels of the axes.
+        ticks: format of the values of x, such as "{x:g}"; by default they have
             the prefixes k, M, G, T, P, E.
         colours: dict of names to colours, by default `palette`'s.
 
     Returns:
-        Figure, with a logarithmic horizontal axis and the names in a column
-        beside it, from top to bottom as their points.
+        Figure with a logarithmic horizontal axis. The names stand beside it
+        in a column, in the order of their points from top to bottom.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     colours = colours or palette(values)
-    figure = Figure((7.6, max(3.6, 0.8 + 0.19 * len(values))))
+    figure = _figure(7.6, max(3.6, 0.8 + 0.19 * len(values)))
     axes = figure.subplots()
     axes.set_xscale("log")
     for name, (x, y) in values.items():
@@ -213,8 +259,8 @@ def points(values, *, xlabel, ylabel, ticks=None, colours=None):
     return figure
 
 
-def _apart(heights):
-    """Heights in [0, 1], rising, moved as little as leaves room for names."""
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Moves rising heights in [0, 1] apart, to leave room for names."""
     gap = min(0.06, 1 / max(len(heights) - 1, 1))
     moved = []
     for height in heights:
@@ -226,9 +272,9 @@ def _apart(heights):
     return moved
 
 
-@matplotlib.rc_context(_STYLE)
-def target_curve(advice):
-    """Neighbours in the target and its mass on the image, by temperature.
+@_styled
+def target_curve(advice: Any) -> Figure:
+    """Draws neighbours in the target and its self-mass by temperature.
 
     Args:
         advice: `seed_tf.evaluation.advice.Advice`.
@@ -240,7 +286,7 @@ def target_curve(advice):
         f"queue of {advice.sample:,}, measured": (advice.measured, ":"),
         f"queue of {advice.queue_size:,}, about": (advice.expected, "-"),
     }
-    figure = Figure((7.6, 3.3))
+    figure = _figure(7.6, 3.3)
     left, right = figure.subplots(1, 2)
     for label, (targets, style) in both.items():
         style = {"color": _ENCODERS[0], "ls": style, "marker": "."}
@@ -270,28 +316,29 @@ def target_curve(advice):
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@_styled
 def embedding_map(
-    features,
-    labels,
+    features: Mapping[str, np.ndarray],
+    labels: Sequence[int] | np.ndarray,
     *,
-    seed=0,
-    method="tsne",
-    max_points=1000,
-    class_names=None,
-):
-    """2-D maps of the same images under several encoders, side by side.
+    seed: int = 0,
+    method: str = "tsne",
+    max_points: int = 1000,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
+    """Draws 2-D maps of the same images under several encoders.
 
     Args:
         features: dict of encoder names to features `[N, C]` of the same N
-            images; L2-normalised first, as only directions count for k-NN.
-        labels: `[N]` integers. Of more than ten classes the ten with most
-            images are shown.
-        seed: int, of the points shown and of the map.
-        method: "tsne", t-SNE started from the principal components, or
-            "pca", the first two principal components.
-        max_points: int, points shown, the same for every encoder.
-        class_names: names of the classes, by label; the label itself if None.
+            images. They are L2-normalised first, because k-NN compares
+            directions only.
+        labels: `[N]` integers. If there are more than ten classes, the ten
+            with most images are shown.
+        seed: seed of the points shown and of the map.
+        method: "tsne" for t-SNE, started from the principal components, or
+            "pca" for the first two principal components.
+        max_points: number of points shown, the same for every encoder.
+        class_names: names of the classes by label, by default the labels.
 
     Returns:
         Figure.
@@ -313,7 +360,7 @@ def embedding_map(
         c: str(c if class_names is None else class_names[c]) for c in classes
     }
     colours = dict(zip(named.values(), _CLASSES, strict=False))
-    figure = Figure((3.6 * len(features), 4.25))
+    figure = _figure(3.6 * len(features), 4.25)
     panels = figure.subplots(1, len(features), squeeze=False)[0]
     for axes, (name, vectors) in zip(panels, features.items(), strict=True):
         vectors = np.asarray(vectors, np.float32)[shown]
@@ -332,14 +379,19 @@ def embedding_map(
     return figure
 
 
-def _mark(name):
-    """A name short enough is its own mark, readable without its colour."""
+def _mark(name: str) -> str:
+    """Returns a marker: a short name itself, readable without its colour."""
     return f"${name}$" if len(name) == 1 and name.isalnum() else "."
 
 
-def _plane(vectors, method, seed):
+def _plane(vectors: np.ndarray, method: str, seed: int) -> np.ndarray:
     if method == "pca":
+        from sklearn.decomposition import PCA
+
         return PCA(2, random_state=seed).fit_transform(vectors)
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
     perplexity = min(30, (len(vectors) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
     # On a busy machine its threads wait for one another: minutes, not seconds.
@@ -347,13 +399,13 @@ def _plane(vectors, method, seed):
         return tsne.fit_transform(vectors)
 
 
-@matplotlib.rc_context(_STYLE)
-def mosaic(images, *, columns=8):
-    """Images side by side, in rows.
+@_styled
+def mosaic(images: np.ndarray, *, columns: int = 8) -> Figure:
+    """Draws images in rows.
 
     Args:
         images: `[N, H, W, 3]` uint8.
-        columns: int, images in a row.
+        columns: number of images in a row.
 
     Returns:
         Figure.
@@ -361,32 +413,40 @@ def mosaic(images, *, columns=8):
     images = np.asarray(images)
     columns = min(columns, len(images))
     rows = len(images) // columns
-    figure = Figure((0.9 * columns, 0.9 * rows))
+    figure = _figure(0.9 * columns, 0.9 * rows)
     grid = images[: rows * columns].reshape(rows, columns, *images.shape[1:])
     _mosaic(figure.subplots(), grid)
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
-def neighbours(query_images, results, *, query_labels=None, bank_labels=None):
-    """Query images and their nearest neighbours under several encoders.
+@_styled
+def neighbours(
+    query_images: np.ndarray,
+    results: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    query_labels: np.ndarray | None = None,
+    bank_labels: np.ndarray | None = None,
+) -> Figure:
+    """Draws query images and their neighbours under several encoders.
 
     Args:
         query_images: `[Q, H, W, 3]` uint8.
         results: dict of encoder names to pairs of bank images
             `[N, H, W, 3]` uint8 and indices `[Q, k]` into them, nearest first
             (see `nearest_neighbours`).
-        query_labels, bank_labels: `[Q]` and `[N]` integers. With both of
-            them, neighbours of the query's class are outlined in green,
-            others, thicker, in red.
+        query_labels, bank_labels: `[Q]` and `[N]` integers. If both are
+            given, neighbours of the query's class are outlined in green, all
+            others in a thicker red.
 
     Returns:
         Figure.
     """
+    from matplotlib.patches import Rectangle
+
     labelled = query_labels is not None and bank_labels is not None
     widths = [1] + [np.shape(indices)[1] for _, indices in results.values()]
     count = len(query_images)
-    figure = Figure((0.54 * sum(widths) + 0.3, 0.54 * count + 0.8))
+    figure = _figure(0.54 * sum(widths) + 0.3, 0.54 * count + 0.8)
     panels = figure.subplots(1, len(widths), width_ratios=widths)
     _mosaic(panels[0], np.asarray(query_images)[:, None])
     panels[0].set_title("query", loc="left")
@@ -413,7 +473,7 @@ def neighbours(query_images, results, *, query_labels=None, bank_labels=None):
     return figure
 
 
-def _mosaic(axes, images):
+def _mosaic(axes: Axes, images: np.ndarray) -> None:
     """Draws `[rows, columns, H, W, 3]` images, each in a unit square."""
     rows, columns = images.shape[:2]
     for y in range(rows):
@@ -425,8 +485,10 @@ def _mosaic(axes, images):
     axes.spines[:].set_visible(False)
 
 
-def _legend(figure, colours, marker):
-    """One legend for all panels: colours by name, a line or a dot each."""
+def _legend(figure: Figure, colours: Mapping[str, str], marker: str) -> None:
+    """Adds one legend for all panels: a line or a dot for each name."""
+    from matplotlib.lines import Line2D
+
     style = {"lw": 2} if marker == "-" else {"ls": "", "marker": marker}
     handles = [
         Line2D([], [], color=colour, label=name, **style)

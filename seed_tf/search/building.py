@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import glob
-import json
 import os
 import shutil
 
@@ -16,7 +15,13 @@ from seed_tf.datasets.sources import Source
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation.features import embedder
 from seed_tf.images import shorter_side
-from seed_tf.io.files import atomic_write
+from seed_tf.io.files import (
+    atomic_folder,
+    atomic_write,
+    differences,
+    read_json,
+    write_json,
+)
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.io.locks import folder_lock
 from seed_tf.io.progress import Progress
@@ -161,7 +166,7 @@ class _Builder:
             "created": now.isoformat(timespec="seconds"),
         }
         if np.array_equal(listing.keys[here], old_keys):
-            _write_json(self._file("index.json"), summary)
+            write_json(self._file("index.json"), summary)
             shutil.rmtree(self._shards, ignore_errors=True)
         else:
             self._assemble(listing, here, earlier, old_keys, summary)
@@ -178,22 +183,20 @@ class _Builder:
 
     def _compare(self, file):
         """Refuses what would not fit the index that is there."""
-        if not os.path.exists(file):
+        earlier = read_json(file, None)
+        if earlier is None:
             return
-        with open(file) as f:
-            earlier = json.load(f)
-        differences = [
-            f"{key}: {earlier.get(key)!r} there, {self._config[key]!r} here"
-            for key in _SAME
-            if earlier.get(key) != self._config[key]
-        ]
-        if differences:
+        there, here = (
+            {key: config.get(key) for key in _SAME}
+            for config in (earlier, self._config)
+        )
+        if different := differences(there, here):
             raise ValueError(
                 f"{self._path!r} holds an index made by "
                 f"{earlier.get('encoder')!r}, and embeddings of "
                 f"{self._config['encoder']!r} do not mix with it. "
-                f"{'; '.join(differences)}. Give the same settings, choose "
-                "another --index, or remove that one."
+                f"{'; '.join(different)}. Give the same settings, choose "
+                "another folder, or remove that one."
             )
 
     def _earlier(self):
@@ -240,7 +243,7 @@ class _Builder:
         if not len(pending):
             return
         os.makedirs(self._shards, exist_ok=True)
-        _write_json(os.path.join(self._shards, "config.json"), self._config)
+        write_json(os.path.join(self._shards, "config.json"), self._config)
         names = [
             int(os.path.basename(file)[:9])
             for file in glob.glob(os.path.join(self._shards, "?????????.npz"))
@@ -299,13 +302,7 @@ class _Builder:
 
     def _assemble(self, listing, here, earlier, old_keys, summary):
         """Writes the new index beside the old, whole or not at all."""
-        unfinished = f"{self._ready}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.makedirs(unfinished)
         place = np.cumsum(here) - 1
-        embeddings, paths, keys, index, config = (
-            os.path.join(unfinished, name) for name in FILES
-        )
 
         def sources():
             for start in range(0, len(old_keys), _BLOCK):
@@ -314,23 +311,23 @@ class _Builder:
             for shard in self._read_shards():
                 yield shard["keys"], shard["embeddings"]
 
-        with atomic_write(embeddings) as file:
+        with atomic_folder(self._ready) as folder:
+            embeddings, paths, keys, index, config = (
+                os.path.join(folder, name) for name in FILES
+            )
             rows = np.lib.format.open_memmap(
-                file, "w+", np.float32, (summary["count"], summary["dim"])
+                embeddings, "w+", np.float32, (summary["count"], summary["dim"])
             )
             for source_keys, source_rows in sources():
                 numbers = listing.find(source_keys)
                 rows[place[_found(numbers)]] = source_rows[numbers >= 0]
             rows.flush()
-        with atomic_write(paths) as file, open(file, "wb") as f:
-            for number in np.flatnonzero(here):
-                f.write(listing.paths[number].encode() + b"\n")
-        with atomic_write(keys) as file:
-            np.save(file, listing.keys[here])
-        with atomic_write(index) as file:
-            vectors.write(rows, file, self._log)
-        _write_json(config, summary)
-        os.rename(unfinished, self._ready)
+            with open(paths, "wb") as file:
+                for number in np.flatnonzero(here):
+                    file.write(listing.paths[number].encode() + b"\n")
+            np.save(keys, listing.keys[here])
+            vectors.write(rows, index, self._log)
+            write_json(config, summary)
 
     def _take_over(self):
         """Puts an index that is ready in its place, also after a crash."""
@@ -345,9 +342,3 @@ class _Builder:
 
 def _found(numbers):
     return numbers[numbers >= 0]
-
-
-def _write_json(file, content):
-    with atomic_write(file) as unfinished, open(unfinished, "w") as f:
-        json.dump(content, f, indent=2)
-        f.write("\n")

@@ -1,6 +1,5 @@
 """An index of images, and the search in it by images."""
 
-import json
 import os
 import threading
 
@@ -11,6 +10,7 @@ from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation import nearest_neighbours
 from seed_tf.evaluation.features import embedder
+from seed_tf.io.files import read_json
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.search import vectors
 from seed_tf.search.image_files import Lines
@@ -53,8 +53,7 @@ class Index:
                 f"--images=<folder> --encoder=<file> --index={path}"
             )
         try:
-            with open(self._file("index.json")) as f:
-                self.config = json.load(f)
+            self.config = read_json(self._file("index.json"))
             self.embeddings = np.load(self._file("embeddings.npy"), "r")
             self.keys = np.load(self._file("keys.npy"), "r")
             with open(self._file("paths.txt"), "rb") as f:

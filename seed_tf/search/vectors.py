@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from seed_tf.io.extras import extra
+
 # Up to here all rows are compared, which takes milliseconds.
 EXACT = 100_000
 _BLOCK = 65536  # rows added at a time
@@ -12,15 +14,10 @@ _BLOCK = 65536  # rows added at a time
 
 def import_faiss():
     """The module faiss; ValueError if it is not installed."""
-    # It tells which of its builds it tries.
+    # faiss logs which of its builds it tries to load.
     logging.getLogger("faiss").setLevel(logging.WARNING)
-    try:
+    with extra("search", "Indexes"):
         import faiss
-    except ImportError as error:
-        raise ValueError(
-            "An index needs faiss: pip install 'seed_tf[search]'. "
-            f"Received: {error}."
-        ) from error
     return faiss
 
 

@@ -1,9 +1,7 @@
 """What a run keeps on disk: its folder, its checkpoints, its encoder."""
 
 import contextlib
-import fcntl
 import glob
-import json
 import math
 import os
 import re
@@ -15,7 +13,15 @@ from absl import logging
 
 from seed_tf.acceleration import precision
 from seed_tf.encoders import Encoder
-from seed_tf.io.files import atomic_write, flush, reason
+from seed_tf.io.files import (
+    as_json,
+    atomic_folder,
+    atomic_write,
+    read_json,
+    reason,
+    write_json,
+)
+from seed_tf.io.locks import folder_lock
 from seed_tf.trainer import NOT_FINITE
 
 _WRITTEN = (  # by a run, and removed by `overwrite`; nothing else is touched
@@ -56,7 +62,8 @@ class RunFolder:
     def __init__(self, path, config, *, overwrite=False, ignore=(), chief=True):
         self.path, self.chief = path, chief
         self._overwrite, self._ignore = overwrite, set(ignore)
-        self._config = json.loads(json.dumps(config))
+        self._config = as_json(config)
+        self._lock = contextlib.ExitStack()
         existing = os.path.abspath(path)
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
@@ -83,10 +90,8 @@ class RunFolder:
         self._compare()
         if not self.chief:
             return
+        self._lock.enter_context(folder_lock(self.path))
         try:
-            os.makedirs(self.path, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-            self._lock()
             if self._overwrite:
                 self._remove()
             self.write("config.json", self._config)
@@ -102,17 +107,11 @@ class RunFolder:
 
     def read(self, name):
         """A JSON file of the run, or {} if it is not there."""
-        try:
-            with open(self.file(name)) as f:
-                return json.load(f)
-        except FileNotFoundError:
-            return {}
+        return read_json(self.file(name), {})
 
     def write(self, name, content):
         """Writes a JSON file, whole or not at all."""
-        with atomic_write(self.file(name)) as path, open(path, "w") as f:
-            json.dump(content, f, indent=2)
-            f.write("\n")
+        write_json(self.file(name), content)
 
     def check_space(self, needed):
         """Raises OSError if the disk has fewer free bytes than `needed`."""
@@ -120,19 +119,7 @@ class RunFolder:
 
     def close(self):
         """Lets other processes have the folder."""
-        if self.chief:
-            os.close(self._descriptor)
-
-    def _lock(self):
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"Another process is training into {self.path!r}. Stop it "
-                "first, or choose another folder."
-            ) from None
-        except OSError as error:  # some network file systems
-            logging.warning("%r cannot be locked: %s.", self.path, error)
+        self._lock.close()
 
     def _check_space(self, folder, needed):
         free = shutil.disk_usage(folder).free
@@ -221,18 +208,11 @@ class Checkpoints:
                     f"which is not saved. {NOT_FINITE}"
                 )
         path = self._path(step)
-        unfinished = f"{path}.unfinished"
         try:
             if not os.path.exists(path):
-                shutil.rmtree(unfinished, ignore_errors=True)
-                os.makedirs(unfinished)
-                self._checkpoint.write(os.path.join(unfinished, "state"))
-                for name in os.listdir(unfinished):
-                    flush(os.path.join(unfinished, name))
-                os.rename(unfinished, path)
-                flush(self._folder)
+                with atomic_folder(path) as unfinished:
+                    self._checkpoint.write(os.path.join(unfinished, "state"))
         except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
             kept = ", ".join(map(str, self.steps)) or "none"
             raise OSError(
                 f"The checkpoint of step {step} could not be written to "

@@ -2,7 +2,6 @@
 
 import glob
 import itertools
-import json
 import math
 import os
 import shutil
@@ -19,7 +18,13 @@ from seed_tf import (
 from seed_tf.acceleration import precision
 from seed_tf.acceleration.folded_teacher import FoldedTeacher
 from seed_tf.embeddings import l2_normalise
-from seed_tf.io.files import atomic_write
+from seed_tf.io.files import (
+    as_json,
+    atomic_write,
+    differences,
+    read_json,
+    write_json,
+)
 from seed_tf.io.locks import folder_lock
 from seed_tf.io.progress import Progress
 from seed_tf.io.units import duration, readable_bytes
@@ -180,9 +185,7 @@ class _Builder:
 
     def run(self, embed, batches):
         """Writes the shards that are pending."""
-        with atomic_write(self._file) as file, open(file, "w") as f:
-            json.dump(self._config, f, indent=2)
-            f.write("\n")
+        write_json(self._file, self._config)
         views = sum(math.prod(self._shapes[i][:2]) for i in self.pending)
         seconds = views * embed.seconds_per_view(batches.spec)
         self._log(
@@ -208,19 +211,16 @@ class _Builder:
 
     def _compare(self):
         """Refuses a folder that holds another cache."""
-        if not os.path.exists(self._file):
+        there = read_json(self._file, None)
+        if there is None:
             return
-        with open(self._file) as file:
-            there = json.load(file)
-        different = provenance.differences(
-            there, provenance.plain(self._config)
-        )
+        different = differences(there, as_json(self._config))
         if different:
             raise ValueError(
                 f"{self._path!r} holds a view cache of something else. "
-                f"{'; '.join(different)}. Give the flags that it was made "
-                "with to go on with it, choose another --output, or remove "
-                "that one."
+                f"{'; '.join(different)}. Give the settings of that cache "
+                "to go on with it, choose another folder, or remove that "
+                "one."
             )
 
     def _find_pending(self):
@@ -253,7 +253,7 @@ class _Builder:
                 f"No space left for the view cache: the disk of {self._path!r} "
                 f"has {readable_bytes(free)} free, and "
                 f"{readable_bytes(needed)} are needed. Make room, choose "
-                "another --output, or fewer --views_per_image."
+                "another folder, or fewer `views_per_image`."
             )
 
     def _save(self, number, rows):

@@ -1,6 +1,5 @@
 """A folder of a teacher's embeddings of fixed views, opened to train from."""
 
-import json
 import os
 import re
 import zlib
@@ -9,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from seed_tf import random
+from seed_tf.io.files import differences, read_json
 from seed_tf.view_cache import provenance
 
 CONFIG = "cache.json"
@@ -102,8 +102,7 @@ class ViewCache(FixedViews):
     def __init__(self, path):
         self.path = os.path.abspath(os.path.expanduser(path))
         try:
-            with open(os.path.join(self.path, CONFIG)) as file:
-                self.config = json.load(file)
+            self.config = read_json(os.path.join(self.path, CONFIG))
         except OSError as error:
             raise ValueError(
                 f"No view cache in {path!r}: {CONFIG} cannot be read "
@@ -196,7 +195,7 @@ class ViewCache(FixedViews):
             self._seen.add(where)
 
     def _compare(self, name, other, here):
-        different = provenance.differences(self.config[name], here)
+        different = differences(self.config[name], here)
         if different:
             raise ValueError(
                 f"The view cache {self.path!r} is of {other}. "

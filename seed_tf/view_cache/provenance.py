@@ -1,9 +1,8 @@
 """What a view cache was made of, and how that differs from what is given."""
 
-import json
-
 from seed_tf import views as seed_views
 from seed_tf.encoders import Encoder
+from seed_tf.io.files import as_json
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.views.layers import SeededAugmentation
 
@@ -17,7 +16,7 @@ def of_teacher(teacher):
     if isinstance(teacher, Encoder):
         config = teacher.get_config()
         facts |= {key: config[key] for key in ("mean", "std")}
-    return plain(facts)
+    return as_json(facts)
 
 
 def of_views(views, squares=None):
@@ -54,26 +53,4 @@ def of_views(views, squares=None):
                 if key not in _NO_MATTER
             }
             facts[name][f"{i + 1} {type(layer).__name__}"] = settings
-    return plain({**facts, "squares": squares})
-
-
-def plain(facts):
-    """As they come back from a JSON file."""
-    return json.loads(json.dumps(facts))
-
-
-def differences(there, here, name=""):
-    """list of str, one for each entry in which two nested dicts differ."""
-    if not (isinstance(there, dict) and isinstance(here, dict)):
-        same = there == here
-        return [] if same else [f"{name}: {there!r} there, {here!r} here"]
-    absent = "(absent)"
-    return [
-        difference
-        for key in dict.fromkeys([*there, *here])
-        for difference in differences(
-            there.get(key, absent),
-            here.get(key, absent),
-            f"{name}, {key}" if name else str(key),
-        )
-    ]
+    return as_json({**facts, "squares": squares})

@@ -22,7 +22,7 @@ from seed_tf.evaluation import config as task_module
 from seed_tf.evaluation import protocols, transfer
 from seed_tf.evaluation.fine_tune import training_view
 from seed_tf.evaluation.labelled_images import LabelledImages
-from seed_tf.training.report import read_results
+from seed_tf.training.finished_run import read_results
 
 FLAGS = flags.FLAGS
 CLASSES = {  # of data sets of TFDS

@@ -28,7 +28,7 @@ from seed_tf.detection.synthetic_detection import synthetic_detection
 from seed_tf.encoders.backbones import BACKBONES
 from seed_tf.encoders.resnet import resnet
 from seed_tf.evaluation import protocols
-from seed_tf.training import report as training_report
+from seed_tf.training import finished_run
 
 RESNETS = [name for name in BACKBONES if name.startswith("resnet")]
 
@@ -611,7 +611,7 @@ class PublishedTest(absltest.TestCase):
         # Nothing of it lies where experiments.evaluate and a run have theirs.
         self.assertCountEqual(os.listdir(output), ["tiny.keras", "detection"])
         results = os.path.join(output, "detection", "results.json")
-        (row,) = training_report.read_results(results)
+        (row,) = finished_run.read_results(results)
         self.assertCountEqual(row, ["encoder", *detection.METRICS])
         self.assertEqual(row["encoder"], encoder)
         data, names = detection.load_boxes(
@@ -756,7 +756,7 @@ class CompareTest(absltest.TestCase):
             [f"results.{x}" for x in ("json", "csv", "md", "png")]
             + ["detections.png", "scores.json"],
         )
-        rows = training_report.read_results(f"{folder}/results.json")
+        rows = finished_run.read_results(f"{folder}/results.json")
         self.assertEqual([row["encoder"] for row in rows], list(values))
         self.assertEqual((rows[0]["AP"], rows[0]["AP, spread"]), (30, 21.6))
         with open(f"{folder}/results.csv") as file:
@@ -820,7 +820,7 @@ class LauncherTest(parameterized.TestCase):
             unittest.mock.patch.dict(sys.modules, {"pycocotools": None}),
             self.assertRaisesRegex(
                 ValueError,
-                r'need pycocotools: pip install -e "\.\[detection\]"',
+                r"metrics need .*pip install 'seed_tf\[detection\]'",
             ),
         ):
             launch("--encoder=there is none")

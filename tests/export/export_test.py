@@ -437,8 +437,8 @@ class ExportTest(parameterized.TestCase):
             self.export(probe=self.probe, labels=["a", "b"])
 
     @parameterized.parameters(
-        ({"fingerprint": "0"}, "made otherwise: fingerprint '0' there"),
-        ({"image_size": 8}, "image_size 8 there, 16 here"),
+        ({"fingerprint": "0"}, "made otherwise: fingerprint: '0' there"),
+        ({"image_size": 8}, "image_size: 8 there, 16 here"),
         ({"output": "embeddings"}, "must have 6 columns, as embedding"),
     )
     def test_index_must_be_of_this_encoder(self, config, message):
@@ -506,7 +506,7 @@ class ExportTest(parameterized.TestCase):
     def test_one_export_at_a_time(self):
         with (
             versions.new_version(self.path),
-            self.assertRaisesRegex(ValueError, "Another process is exporting"),
+            self.assertRaisesRegex(ValueError, "Another process is writing"),
             versions.new_version(self.path),
         ):
             pass
@@ -554,7 +554,7 @@ module = sys.modules["seed_tf.export.saved_model"]
 moments = {
     "variables": (tf.train.Checkpoint, "write"),
     "checked": (module, "_check"),
-    "flushed": (sys.modules["seed_tf.export.versions"], "_flush"),
+    "flushed": (sys.modules["seed_tf.io.files"], "flush"),
 }
 for name, (place, function) in moments.items():
     child = os.fork()
@@ -607,7 +607,7 @@ class PlainTensorFlowTest(absltest.TestCase):
         result = os.path.join(folder, "result.npz")
         subprocess.run(
             [sys.executable, script, path, folder, result],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests/helpers")},
             check=True,
         )
         result = np.load(result)

@@ -430,7 +430,7 @@ class RefusalTest(parameterized.TestCase):
             with (
                 mock.patch.dict(sys.modules, {package: None}),
                 self.assertRaisesRegex(
-                    ValueError, rf'pip install "seed_tf\[{extra}\]"'
+                    ValueError, rf"pip install 'seed_tf\[{extra}\]'"
                 ),
             ):
                 exporter(

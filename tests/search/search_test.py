@@ -283,7 +283,7 @@ class BuildTest(Folder):
         with self.assertRaisesRegex(
             ValueError,
             "(?s)teacher.keras.*other.keras.*fingerprint: '.{16}' there, "
-            "'.{16}' here. .*choose another --index",
+            "'.{16}' here. .*choose another folder",
         ):
             build(self.index, str(self.photos), other)
         with self.assertRaisesRegex(
@@ -323,7 +323,7 @@ class BuildTest(Folder):
         descriptor = os.open(self.index, os.O_RDONLY)
         self.addCleanup(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with self.assertRaisesRegex(ValueError, "Another process is building"):
+        with self.assertRaisesRegex(ValueError, "Another process is writing"):
             self.build()
 
     def test_full_disk(self):

@@ -10,7 +10,7 @@ from unittest import mock
 import keras
 from absl.testing import absltest, parameterized
 
-from seed_tf.training import report
+from seed_tf.training import comparison, finished_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -61,7 +61,7 @@ class ReadTest(parameterized.TestCase):
         )
         network = backbone()
         network.save(os.path.join(path, "backbone.keras"))
-        run = report.read_run(path)
+        run = finished_run.read_run(path)
         self.assertEqual(run.config["student"], "resnet18")
         self.assertEqual(run.parameters, network.count_params())
         self.assertEqual(run.parameters, 3 * 3 * 3 * 5 + 5 + 4 * 5)
@@ -77,14 +77,14 @@ class ReadTest(parameterized.TestCase):
             {"encoder": "somebody.else", "10-NN": 99.0},
         ]
         self.assertEqual(
-            report.read_run(first, rows).results, {"linear probe": 50.0}
+            finished_run.read_run(first, rows).results, {"linear probe": 50.0}
         )
         self.assertEqual(
-            report.read_run(second + "/", rows).results, {"10-NN": 40.0}
+            finished_run.read_run(second + "/", rows).results, {"10-NN": 40.0}
         )
         third = os.path.join(self.folder, "c")
         write(self.folder, "c", results=[{"encoder": third, "10-NN": 30.0}])
-        self.assertEqual(report.read_run(third).results, {"10-NN": 30.0})
+        self.assertEqual(finished_run.read_run(third).results, {"10-NN": 30.0})
 
     def test_folders_that_are_no_runs(self):
         missing = os.path.join(self.folder, "missing")
@@ -107,7 +107,7 @@ class ReadTest(parameterized.TestCase):
             ),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                report.read_run(path)
+                finished_run.read_run(path)
 
     @parameterized.parameters(
         ("config.json", "{", "config.json' is damaged"),
@@ -120,7 +120,7 @@ class ReadTest(parameterized.TestCase):
         path = write(self.folder, "a")
         pathlib.Path(path, name).write_text(content)
         with self.assertRaisesRegex(ValueError, message):
-            report.read_run(path)
+            finished_run.read_run(path)
 
 
 class CompareTest(parameterized.TestCase):
@@ -143,8 +143,8 @@ class CompareTest(parameterized.TestCase):
         )
 
     def compare(self, *paths, rows=(), output=None):
-        runs = [report.read_run(path, rows) for path in paths]
-        return report.compare_runs(runs, output)
+        runs = [finished_run.read_run(path, rows) for path in paths]
+        return comparison.compare_runs(runs, output)
 
     def test_table_and_differences(self):
         table, differences = self.compare(self.alone, self.seed).split("\n\n")
@@ -213,9 +213,9 @@ class CompareTest(parameterized.TestCase):
             {"run": "b", "parameters": 5e6, "FLOPs": None, "hours": 6.0},
         ]
         rows = [row | {"linear probe": 50.0} for row in rows]
-        runs = [report.read_run(path) for path in (self.alone, self.seed)]
-        with mock.patch.object(report.figures, "points") as points:
-            report._pictures(["a", "b"], runs, rows)
+        runs = [finished_run.read_run(path) for path in (self.alone, self.seed)]
+        with mock.patch.object(comparison.figures, "points") as points:
+            comparison._pictures(["a", "b"], runs, rows)
         self.assertEqual(
             [call.args[0] for call in points.call_args_list],
             [
@@ -230,15 +230,17 @@ class CompareTest(parameterized.TestCase):
             {"knn": 0.25, "10-NN": 35.0, "linear probe": (45.5, 0.2)},
             {"knn": 0.5, "10-NN": 55.0, "linear probe": (65.5, 0.2)},
         ]
-        self.assertEqual(report._accuracy(rows), ("linear probe", [45.5, 65.5]))
+        self.assertEqual(
+            comparison._accuracy(rows), ("linear probe", [45.5, 65.5])
+        )
         del rows[0]["linear probe"]
-        self.assertEqual(report._accuracy(rows), ("10-NN", [35.0, 55.0]))
+        self.assertEqual(comparison._accuracy(rows), ("10-NN", [35.0, 55.0]))
         del rows[0]["10-NN"]
         self.assertEqual(
-            report._accuracy(rows),
+            comparison._accuracy(rows),
             ("k-NN top-1 during training", [25.0, 50.0]),
         )
-        self.assertEqual(report._accuracy([{"loss": 1.0}]), (None, []))
+        self.assertEqual(comparison._accuracy([{"loss": 1.0}]), (None, []))
 
     def test_names_that_tell_runs_apart(self):
         other = write(self.folder, "x/alone")

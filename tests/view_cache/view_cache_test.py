@@ -444,7 +444,7 @@ class ViewCacheTest(parameterized.TestCase):
         path = self.copy()
         with (
             locks.folder_lock(path),
-            self.assertRaisesRegex(ValueError, "Another process is building"),
+            self.assertRaisesRegex(ValueError, "Another process is writing"),
         ):
             build(path, self.data, teacher=self.teacher)
         file = os.path.join(path, "cache.json")
@@ -459,8 +459,8 @@ class ViewCacheTest(parameterized.TestCase):
         (
             {"views_per_image": 4, "seed": 1, "teacher_precision": "bfloat16"},
             "seed: 0 there, 1 here; views_per_image: 3 there, 4 here; "
-            "teacher_precision: 'float32' there, 'bfloat16' here. .* choose "
-            "another --output",
+            "teacher_precision: 'float32' there, 'bfloat16' here. .. choose "
+            "another folder",
         ),
     )
     def test_arguments_and_other_caches(self, options, message):

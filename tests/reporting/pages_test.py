@@ -4,15 +4,15 @@ import base64
 import html.parser
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from seed_tf.reporting import (
-    figures,
-    tables,
-)
+import seed_tf
+from seed_tf.reporting import figures, pages, tables
 
 ROWS = [
     {"encoder": "MoCo v2 <alone>", "k-NN": (78.46, 1.2), "steps": 300},
@@ -76,11 +76,11 @@ class TableTest(parameterized.TestCase):
             tables.table(ROWS, COLUMNS, "latex")
 
 
-class WriteReportTest(parameterized.TestCase):
+class PageTest(parameterized.TestCase):
     def test_page_is_whole_and_alone(self):
         figure = figures.curves({"SEED": {"loss": [3.0, 2.0]}}, ["loss"])
         path = os.path.join(self.create_tempdir().full_path, "report.html")
-        tables.write_report(
+        pages.write_page(
             path,
             "A & B",
             [
@@ -121,6 +121,22 @@ class WriteReportTest(parameterized.TestCase):
             with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
                 self.assertGreater(picture.width, 300)
                 self.assertGreater(np.asarray(picture.convert("L")).std(), 5)
+
+    def test_modules_are_light(self):
+        """Tables and pages need neither a figure nor a number package."""
+        heavy = "numpy", "matplotlib", "sklearn", "keras"
+        for module in (tables, pages):
+            program = (
+                "import runpy, sys\n"
+                "sys.modules['seed_tf'] = type(sys)('seed_tf')\n"
+                f"sys.modules['seed_tf'].__path__ = {seed_tf.__path__!r}\n"
+                f"runpy.run_path({module.__file__!r})\n"
+                f"print([x for x in {heavy} if x in sys.modules])"
+            )
+            output = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True
+            )
+            self.assertEqual(output.stdout, "[]\n", output.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""A run that has ended, as its folder describes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import h5py
+
+from seed_tf.io.files import read_json, read_json_lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as its folder describes it.
+
+    Attributes:
+        path: the folder.
+        config: the settings of the run.
+        lines: the lines of `metrics.jsonl`.
+        summary: `summary.json`, {} of a run that has not saved yet.
+        parameters: number of the trained backbone's parameters, None if the
+            folder has no file of it.
+        results: dict of protocols to accuracies in percent.
+    """
+
+    path: str
+    config: dict[str, Any]
+    lines: list[dict[str, float]]
+    summary: dict[str, Any]
+    parameters: int | None
+    results: dict[str, Any]
+
+    def last(self, metric: str) -> float | None:
+        """Returns the newest value of a metric, None if there is none."""
+        values = [x[metric] for x in self.lines if x.get(metric) is not None]
+        return values[-1] if values else None
+
+
+def read_run(path: str, results: Iterable[Mapping[str, Any]] = ()) -> Run:
+    """Reads the folder that a run left.
+
+    Args:
+        path: folder of a distillation or a pretraining.
+        results: rows of evaluations, as `read_results` returns them. Rows of
+            other encoders than this run's are ignored. A `results.json` in
+            the folder is read as well.
+
+    Returns:
+        `Run`.
+
+    Raises:
+        ValueError: if this is not the folder of a run, nothing was logged in
+            it, or a file in it is damaged.
+    """
+    if not os.path.isdir(path):
+        raise ValueError(f"{path!r} is no folder of a run: there is none.")
+    config = _json(os.path.join(path, "config.json"), {})
+    if not isinstance(config, dict) or "launcher" not in config:
+        raise ValueError(
+            f"{path!r} is no folder of a run: it has no config.json of a "
+            "distillation or a pretraining."
+        )
+    lines = read_json_lines(os.path.join(path, "metrics.jsonl"))
+    if not lines or not all("step" in line for line in lines):
+        raise ValueError(
+            f"The run in {path!r} has no metrics.jsonl, or nothing in it: it "
+            "ended, or was copied, before its first epoch ended."
+        )
+    rows = [*results, *read_results(os.path.join(path, "results.json"))]
+    whole = os.path.realpath(path)
+    of_run = {
+        protocol: value
+        for row in rows
+        if os.path.realpath(row["encoder"]) in _encoders(whole)
+        for protocol, value in row.items()
+        if protocol != "encoder"
+    }
+    return Run(
+        path=path,
+        config=config,
+        lines=lines,
+        summary=_json(os.path.join(path, "summary.json"), {}),
+        parameters=_parameters(os.path.join(path, "backbone.keras")),
+        results=of_run,
+    )
+
+
+def read_results(path: str) -> list[dict[str, Any]]:
+    """Reads the rows of an evaluation's `results.json`; no file has no rows.
+
+    Raises:
+        ValueError: if the file has something else in it.
+    """
+    rows = _json(path, [])
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and "encoder" in row for row in rows
+    ):
+        raise ValueError(f"{path!r} is no results.json of an evaluation.")
+    return rows
+
+
+def _encoders(path: str) -> list[str]:
+    names = ("", "student.keras", "backbone.keras")
+    return [os.path.join(path, name).rstrip(os.sep) for name in names]
+
+
+def _json(path: str, default: Any) -> Any:
+    try:
+        return read_json(path, default)
+    except OSError as error:
+        raise ValueError(f"{path!r} is damaged: {error}") from error
+
+
+def _parameters(path: str) -> int | None:
+    """Counts the weights in a `.keras` file without loading the model."""
+    if not os.path.exists(path):
+        return None
+    sizes: list[int] = []
+
+    def count(name: str, item: object) -> None:
+        # Integers are the states of dropout's generators.
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            sizes.append(math.prod(item.shape))
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            weights = io.BytesIO(archive.read("model.weights.h5"))
+        with h5py.File(weights) as file:
+            file.visititems(count)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path!r} is damaged: {error}") from error
+    return sum(sizes)

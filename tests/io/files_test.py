@@ -1,0 +1,96 @@
+"""Files and folders appear whole or not at all."""
+
+import os
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from seed_tf.io import extras, files, locks
+
+
+class FilesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.create_tempdir().full_path
+        self.path = os.path.join(self.folder, "x.json")
+
+    def test_a_failed_write_keeps_the_old_file(self):
+        with files.atomic_write(self.path) as unfinished:
+            pathlib.Path(unfinished).write_text("old")
+        with self.assertRaises(KeyError), files.atomic_write(self.path) as path:
+            pathlib.Path(path).write_text("ne")
+            raise KeyError
+        self.assertEqual(pathlib.Path(self.path).read_text(), "old")
+        self.assertEqual(os.listdir(self.folder), ["x.json"])
+
+    def test_a_folder_gets_its_name_last(self):
+        path = os.path.join(self.folder, "whole")
+        os.makedirs(f"{path}.unfinished/left/by/a/killed/process")
+        with files.atomic_folder(path) as folder:
+            self.assertFalse(os.path.exists(path))
+            os.makedirs(os.path.join(folder, "below"))
+            pathlib.Path(folder, "below", "file").write_text("content")
+        self.assertEqual(os.listdir(self.folder), ["whole"])
+        self.assertEqual(os.listdir(path), ["below"])
+
+    def test_a_folder_that_fails_is_removed(self):
+        path = os.path.join(self.folder, "whole")
+        with (
+            mock.patch.object(files, "flush", side_effect=OSError(28, "Full")),
+            self.assertRaisesRegex(OSError, "Full"),
+            files.atomic_folder(path) as folder,
+        ):
+            pathlib.Path(folder, "file").write_text("content")
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_json(self):
+        content = {"a": [1, None], "b": {"c": "é"}}
+        files.write_json(self.path, content)
+        self.assertEqual(files.read_json(self.path), content)
+        self.assertTrue(pathlib.Path(self.path).read_text().endswith("}\n"))
+        missing = os.path.join(self.folder, "missing")
+        self.assertEqual(files.read_json(missing, {}), {})
+        with self.assertRaises(FileNotFoundError):
+            files.read_json(missing)
+        pathlib.Path(self.path).write_text("{")
+        with self.assertRaisesRegex(ValueError, "x.json' is damaged"):
+            files.read_json(self.path, {})
+
+    def test_differences_of_documents(self):
+        there = {"a": 1, "b": {"c": 2, "d": 3}}
+        here = {"a": 1, "b": {"c": 4, "d": 3}, "e": None}
+        self.assertEqual(
+            files.differences(there, here),
+            ["b, c: 2 there, 4 here", "e: '(absent)' there, None here"],
+        )
+
+    def test_one_process_writes_to_a_folder(self):
+        with (
+            locks.folder_lock(self.folder),
+            self.assertRaisesRegex(ValueError, "Another process is writing"),
+            locks.folder_lock(self.folder),
+        ):
+            pass
+        with locks.folder_lock(self.folder):
+            pass
+        pathlib.Path(self.path).write_text("")
+        with (
+            self.assertRaisesRegex(OSError, "x.json' cannot be written: File"),
+            locks.folder_lock(self.path),
+        ):
+            pass
+
+    def test_a_missing_package_names_its_extra(self):
+        with (
+            self.assertRaisesRegex(
+                ValueError,
+                r"Indexes need .*pip install 'seed_tf\[search\]'.*no_such",
+            ),
+            extras.extra("search", "Indexes"),
+        ):
+            import no_such_package  # noqa: F401
+
+
+if __name__ == "__main__":
+    absltest.main()
