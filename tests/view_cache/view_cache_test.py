@@ -459,7 +459,7 @@ class ViewCacheTest(parameterized.TestCase):
         (
             {"views_per_image": 4, "seed": 1, "teacher_precision": "bfloat16"},
             "seed: 0 there, 1 here; views_per_image: 3 there, 4 here; "
-            "teacher_precision: 'float32' there, 'bfloat16' here. .. choose "
+            "teacher_precision: 'float32' there, 'bfloat16' here. .* choose "
             "another folder",
         ),
     )
