@@ -70,6 +70,8 @@ def modules(root: pathlib.Path = ROOT) -> dict[str, pathlib.Path]:
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
+            if parts[:2] == ("tests", "data"):
+                continue
             if parts[-1] == "__init__":
                 parts = parts[:-1]
             found[".".join(parts)] = path

@@ -42,6 +42,8 @@ def build_files(root: pathlib.Path = ROOT) -> dict[str, str]:
         if path.name != "conftest.py":  # pytest's; Bazel runs absltest
             folders[path.parent.relative_to(root).as_posix()].append(name)
 
+    packages = {root / folder for folder in folders}
+
     def rule(kind, name, sources, **attributes):
         """A target whose deps are what its sources import."""
         deps = {_label(m, modules) for s in sources for m in imports[s]}
@@ -73,7 +75,7 @@ def build_files(root: pathlib.Path = ROOT) -> dict[str, str]:
                         path.stem,
                         [name],
                         size="large" if slow else "medium",
-                        data=_data(path.parent),
+                        data=_data(path.parent, packages, text),
                         # Reads the whole repository.
                         local=folder == "tests/repository",
                     )
@@ -91,7 +93,7 @@ def build_files(root: pathlib.Path = ROOT) -> dict[str, str]:
                     "py_library",
                     label.replace(":", "/").rpartition("/")[2],
                     sources,
-                    data=package and _data(root / folder),
+                    data=package and _data(root / folder, packages),
                     # `from helpers import ...`
                     imports=folder == "tests/helpers" and [".."],
                     testonly=folder.startswith("tests"),
@@ -133,15 +135,22 @@ def _order(label):
     return ":/@".index(label[0]), label.replace(":", ".").split(".")
 
 
-def _data(folder):
-    """Patterns of the files beside the modules."""
+def _data(folder, packages, text=None):
+    """Patterns of the files in a folder that are no modules of ours.
+
+    With a text, only those that it names.
+    """
     patterns = []
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name != "__pycache__":
-            if not any(path.rglob("*.py")):
-                patterns.append(f"{path.name}/**")
-        elif path.is_file() and path.suffix != ".py" and path.name != "BUILD":
-            patterns.append(path.name)
+        name = path.name
+        if name in ("BUILD", "__pycache__") or path.suffix == ".py":
+            continue
+        if text is not None and f'"{name}' not in text:
+            continue
+        if path.is_file():
+            patterns.append(name)
+        elif path not in packages:
+            patterns.append(f"{name}/**")
     return patterns
 
 
@@ -195,11 +204,11 @@ def _call(kind, **attributes):
         (x for x in attributes if attributes[x] and x not in first),
         key=lambda x: (x == "deps", x),
     )
-    lines = [f"    {x} = {_value(x, attributes[x])},\n" for x in names]
+    lines = [f"    {x} = {_value(attributes[x])},\n" for x in names]
     return f"{kind}(\n{''.join(lines)})\n"
 
 
-def _value(name, value):
+def _value(value):
     if not isinstance(value, list):
         return json.dumps(value) if isinstance(value, str) else str(value)
     if len(value) == 1:
@@ -207,7 +216,7 @@ def _value(name, value):
     else:
         items = "".join(f"        {json.dumps(x)},\n" for x in value)
         text = f"[\n{items}    ]"
-    return f"glob({text})" if name == "data" else text
+    return f"glob({text})" if "*" in text else text
 
 
 def _text(calls):
