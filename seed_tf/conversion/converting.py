@@ -54,6 +54,5 @@ def _without_head(encoder):
             f"{type(encoder).__name__} {encoder.name!r}."
         )
     config = encoder.get_config()
-    return Encoder(
-        encoder.backbone, head=None, mean=config["mean"], std=config["std"]
-    )
+    kept = {key: config[key] for key in ("mean", "std", "image_size")}
+    return Encoder(encoder.backbone, head=None, **kept)

@@ -9,6 +9,7 @@ from seed_tf.images import check_channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PAPER_DIM = 128  # width of the paper's embeddings
 
 
 @keras.saving.register_keras_serializable(package="seed_tf")
@@ -23,7 +24,8 @@ class Encoder(keras.Model):
         backbone: str, a name that `seed_tf.backbone` knows, or any
             keras.Model of images that gives `[B, h, w, C]` or `[B, C]`. It
             keeps its own dtype policy.
-        embedding_dim: positive int. Without a head it is C.
+        embedding_dim: positive int, D. Defaults to what the head gives: 128
+            with a head, as in the paper, and C without one.
         head: "linear" (MoCo v1), "mlp" (dense, ReLU, dense: MoCo v2, SimCLR,
             SwAV, and the paper's students), or None: the embeddings are the
             pooled features.
@@ -36,12 +38,17 @@ class Encoder(keras.Model):
         std: three positive floats likewise. For a backbone with a
             normalisation of its own, `mean=(0, 0, 0), std=(1 / 255,) * 3`
             passes [0, 255] through as it is.
+        image_size: positive int or None, the side in pixels of the images
+            that the encoder is trained on. Export, search and evaluation take
+            it as their default.
         name: str.
-        **kwargs: `dtype`, the head's policy, and what else keras.Model takes.
+        **kwargs: `dtype`, the dtype policy of the head, and the other
+            arguments of keras.Model.
 
     Attributes:
         embedding_dim: int, D.
         feature_dim: int, C.
+        image_size: int or None. May be set; saved with the encoder.
         backbone: keras.Model.
         head: keras.Sequential of layers `fc_0`, `fc_1`, ..., or None.
 
@@ -61,13 +68,14 @@ class Encoder(keras.Model):
         self,
         backbone,
         *,
-        embedding_dim=128,
+        embedding_dim=None,
         head="mlp",
         hidden_dim=None,
         head_batch_norm=False,
         stem="imagenet",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        image_size=None,
         name=None,
         **kwargs,
     ):
@@ -96,15 +104,17 @@ class Encoder(keras.Model):
         self.feature_dim = self.pool(maps).shape[-1]
         if head == "mlp" and hidden_dim is None:
             hidden_dim = self.feature_dim
-        if head is None:
-            if embedding_dim not in (128, self.feature_dim):
-                raise ValueError(
-                    "Without a head the embeddings are the pooled features, "
-                    f"of width {self.feature_dim}. Received: head=None, "
-                    f"embedding_dim={embedding_dim}."
-                )
-            embedding_dim = self.feature_dim
+        if embedding_dim is None:
+            embedding_dim = self.feature_dim if head is None else PAPER_DIM
+        if head is None and embedding_dim != self.feature_dim:
+            raise ValueError(
+                "Without a head the embeddings are the pooled features, of "
+                f"width {self.feature_dim}. Received: head=None, "
+                f"embedding_dim={embedding_dim}. Leave out `embedding_dim`, or "
+                "choose a head."
+            )
         self.embedding_dim = embedding_dim
+        self.image_size = image_size
         self.head = self._projection(head, hidden_dim, head_batch_norm)
         self.built = True
         self._config = {
@@ -161,10 +171,44 @@ class Encoder(keras.Model):
         maps = self.backbone(self.rescaling(images), training=training)
         return self.pool(maps)
 
+    def export(
+        self,
+        filepath,
+        format="tf_saved_model",
+        verbose=None,
+        input_signature=None,
+        **kwargs,
+    ):
+        """Exports the embeddings of float32 images, see `keras.Model.export`.
+
+        `seed_tf.export` also writes features, preprocessing and a card.
+
+        Args:
+            input_signature: list of one `keras.InputSpec`. By default images
+                of every size that the backbone takes; Keras's own default
+                would be the size of the first images that were seen.
+        """
+        if input_signature is None:
+            shape = _input_shape(self.backbone)
+            input_signature = [keras.InputSpec("float32", shape=shape)]
+        return super().export(
+            filepath, format, verbose, input_signature, **kwargs
+        )
+
+    @property
+    def image_size(self):
+        return self._image_size
+
+    @image_size.setter
+    def image_size(self, value):
+        _check_positive("image_size", value)
+        self._image_size = value
+
     def get_config(self):
         return {
             **super().get_config(),
             **self._config,
+            "image_size": self.image_size,
             "backbone": keras.saving.serialize_keras_object(self.backbone),
         }
 
@@ -190,10 +234,14 @@ def _resolve(backbone, stem):
     return backbone
 
 
+def _input_shape(backbone):
+    return getattr(backbone, "input_shape", None) or (None, None, None, 3)
+
+
 def _symbolic_output(rescaling, backbone):
-    """The KerasTensor that a backbone gives, which this call also builds."""
-    shape = getattr(backbone, "input_shape", None) or (None, None, None, 3)
-    output = backbone(rescaling(keras.Input(batch_shape=shape)))
+    """Builds a backbone; returns the KerasTensor that it gives."""
+    images = keras.Input(batch_shape=_input_shape(backbone))
+    output = backbone(rescaling(images))
     output_shape = getattr(output, "shape", ())
     if len(output_shape) not in (2, 4) or output_shape[-1] is None:
         raise ValueError(
@@ -209,18 +257,19 @@ def _check_head(embedding_dim, head, hidden_dim, head_batch_norm):
         raise ValueError(
             f'`head` must be "linear", "mlp" or None. Received: head={head!r}.'
         )
-    sizes = {"embedding_dim": embedding_dim}
-    if hidden_dim is not None:
-        sizes["hidden_dim"] = hidden_dim
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be a positive integer. "
-                f"Received: {name}={value!r}."
-            )
+    _check_positive("embedding_dim", embedding_dim)
+    _check_positive("hidden_dim", hidden_dim)
     if head != "mlp" and (hidden_dim is not None or head_batch_norm):
         raise ValueError(
             '`hidden_dim` and `head_batch_norm` are for head="mlp". Received: '
             f"head={head!r}, hidden_dim={hidden_dim}, "
             f"head_batch_norm={head_batch_norm}."
+        )
+
+
+def _check_positive(name, value):
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(
+            f"`{name}` must be a positive integer or None. "
+            f"Received: {name}={value!r}."
         )

@@ -126,7 +126,13 @@ class FeatureCache:
 
 
 # What a model's configuration tells that its features do not depend on.
-_IDLE = ("build_config", "build_input_shape", "compile_config", "trainable")
+_IDLE = (
+    "build_config",
+    "build_input_shape",
+    "compile_config",
+    "image_size",
+    "trainable",
+)
 
 
 def _encoder_key(model):

@@ -1,5 +1,6 @@
 """Backbones by name, and what Encoder promises of its inputs and outputs."""
 
+import copy
 import math
 import os
 
@@ -238,6 +239,7 @@ class EncoderTest(parameterized.TestCase):
     def test_without_a_head(self):
         encoder, images = Encoder(user_backbone(), head=None), random_images()
         self.assertEqual(encoder.embedding_dim, 8)
+        Encoder(user_backbone(), head=None, embedding_dim=8)
         np.testing.assert_array_equal(encoder(images), encoder.features(images))
 
     def test_training_mode(self):
@@ -359,6 +361,58 @@ class EncoderTest(parameterized.TestCase):
             self.assertEqual(layer.dtype_policy.name, "mixed_bfloat16")
             self.assertFalse(layer.trainable)
 
+    @parameterized.parameters("float32", "mixed_bfloat16", "mixed_float16")
+    def test_keras_takes_it_fresh_and_loaded(self, policy):
+        keras.config.set_dtype_policy(policy)
+        encoder = Encoder(user_backbone(), embedding_dim=4, image_size=32)
+        keras.config.set_dtype_policy("float32")
+        path = os.path.join(self.create_tempdir(), "encoder.keras")
+        encoder.save(path)
+        for model in (encoder, keras.saving.load_model(path)):
+            lines = []
+            model.summary(print_fn=lambda line, lines=lines: lines.append(line))
+            self.assertIn("head", "".join(lines))
+            self.assertNotIn("unbuilt", "".join(lines))
+
+            copied = copy.deepcopy(model)
+            self.assert_same_outputs(copied, encoder)
+            self.assertEqual(copied.image_size, 32)
+            for ours, theirs in zip(copied.weights, model.weights, strict=True):
+                self.assertIsNot(ours, theirs)
+
+            clone = keras.models.clone_model(model)
+            self.assertIsInstance(clone, Encoder)
+            self.assertEqual(clone.image_size, 32)
+            self.assertIsNot(clone.backbone, model.backbone)
+            clone.set_weights(model.get_weights())
+            self.assert_same_outputs(clone, encoder)
+            for layer in (*clone.backbone.layers, *clone.head.layers):
+                self.assertEqual(layer.dtype_policy.name, policy)
+
+    def test_export_of_keras_before_the_first_call(self):
+        encoder = Encoder(user_backbone(), embedding_dim=4)
+        path = os.path.join(self.create_tempdir(), "exported")
+        encoder.export(path, verbose=False)
+        exported = tf.saved_model.load(path)
+        for size in (32, 40):
+            images = random_images(size=size).astype("float32")
+            np.testing.assert_allclose(
+                exported.serve(images), encoder(images), 1e-4, 1e-5
+            )
+
+    def test_remembers_the_size_of_its_images(self):
+        encoder = Encoder(user_backbone())
+        self.assertIsNone(encoder.image_size)
+        encoder.image_size = 96
+        path = os.path.join(self.create_tempdir(), "encoder.keras")
+        encoder.save(path)
+        self.assertEqual(keras.saving.load_model(path).image_size, 96)
+        config = encoder.get_config()
+        del config["image_size"]  # an encoder saved before it existed
+        self.assertIsNone(Encoder.from_config(config).image_size)
+        with self.assertRaisesRegex(ValueError, "`image_size`.*=0"):
+            encoder.image_size = 0
+
     def test_a_backbone_not_yet_built(self):
         encoder = Encoder(keras.Sequential([keras.layers.Conv2D(5, 3)]))
         self.assertEqual(encoder.feature_dim, 5)
@@ -379,6 +433,8 @@ class EncoderTest(parameterized.TestCase):
         (r'head="mlp".*hidden_dim=4', {"head": "linear", "hidden_dim": 4}),
         (r'head="mlp".*linear', {"head": "linear", "head_batch_norm": True}),
         (r"width 8.*=64", {"head": None, "embedding_dim": 64}),
+        (r"width 8.*=128", {"head": None, "embedding_dim": 128}),
+        (r"`image_size` must be a positive.*2.5", {"image_size": 2.5}),
         (r"`std` positive.*\(1, 0, 1\)", {"std": (1, 0, 1)}),
         (r"three floats.*\(1, 2\)", {"mean": (1, 2)}),
         (r"`stem` is for a backbone given by name", {"stem": "cifar"}),
