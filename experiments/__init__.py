@@ -1,1 +1,1 @@
-"""Launchers: flags in, library calls, files out."""
+"""The commands, to be run from a checkout: python -m experiments.distill."""

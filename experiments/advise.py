@@ -1,10 +1,9 @@
-"""Recommends a temperature and a queue for a teacher and one's own images."""
+"""The same command as `seed-tf advise`."""
 
-from absl import flags
-
-from seed_tf.cli import advise, common
-
-flags.adopt_module_key_flags(advise)
+import sys
 
 if __name__ == "__main__":
-    common.run(advise.main)
+    sys.argv[:1] = ["seed-tf", "advise"]
+    from seed_tf.cli.main import main
+
+    main()

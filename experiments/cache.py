@@ -1,10 +1,9 @@
-"""Computes a teacher's embeddings of fixed views, to train students from."""
+"""The same command as `seed-tf cache`."""
 
-from absl import flags
-
-from seed_tf.cli import cache, common
-
-flags.adopt_module_key_flags(cache)
+import sys
 
 if __name__ == "__main__":
-    common.run(cache.main)
+    sys.argv[:1] = ["seed-tf", "cache"]
+    from seed_tf.cli.main import main
+
+    main()

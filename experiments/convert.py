@@ -1,10 +1,9 @@
-"""Turns published checkpoints into .keras files, and back into PyTorch's."""
+"""The same command as `seed-tf convert`."""
 
-from absl import flags
-
-from seed_tf.cli import common, convert
-
-flags.adopt_module_key_flags(convert)
+import sys
 
 if __name__ == "__main__":
-    common.run(convert.main)
+    sys.argv[:1] = ["seed-tf", "convert"]
+    from seed_tf.cli.main import main
+
+    main()

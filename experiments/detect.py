@@ -1,10 +1,9 @@
-"""Tells how good encoders are as the backbones of object detectors."""
+"""The same command as `seed-tf detect`."""
 
-from absl import flags
-
-from seed_tf.cli import common, detect
-
-flags.adopt_module_key_flags(detect)
+import sys
 
 if __name__ == "__main__":
-    common.run(detect.main)
+    sys.argv[:1] = ["seed-tf", "detect"]
+    from seed_tf.cli.main import main
+
+    main()

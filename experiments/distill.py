@@ -1,10 +1,9 @@
-"""Distils a small student from a trained teacher with SEED."""
+"""The same command as `seed-tf distill`."""
 
-from absl import flags
-
-from seed_tf.cli import common, distill
-
-flags.adopt_module_key_flags(distill)
+import sys
 
 if __name__ == "__main__":
-    common.run(distill.main)
+    sys.argv[:1] = ["seed-tf", "distill"]
+    from seed_tf.cli.main import main
+
+    main()

@@ -1,10 +1,9 @@
-"""Tells how good encoders are, by their features and few or many labels."""
+"""The same command as `seed-tf evaluate`."""
 
-from absl import flags
-
-from seed_tf.cli import common, evaluate
-
-flags.adopt_module_key_flags(evaluate)
+import sys
 
 if __name__ == "__main__":
-    common.run(evaluate.main)
+    sys.argv[:1] = ["seed-tf", "evaluate"]
+    from seed_tf.cli.main import main
+
+    main()

@@ -1,10 +1,9 @@
-"""Turns a finished run into what production uses."""
+"""The same command as `seed-tf export`."""
 
-from absl import flags
-
-from seed_tf.cli import common, export
-
-flags.adopt_module_key_flags(export)
+import sys
 
 if __name__ == "__main__":
-    common.run(export.main)
+    sys.argv[:1] = ["seed-tf", "export"]
+    from seed_tf.cli.main import main
+
+    main()

@@ -1,10 +1,9 @@
-"""Trains an encoder with MoCo v2: a teacher of one's own, or the baseline."""
+"""The same command as `seed-tf pretrain`."""
 
-from absl import flags
-
-from seed_tf.cli import common, pretrain
-
-flags.adopt_module_key_flags(pretrain)
+import sys
 
 if __name__ == "__main__":
-    common.run(pretrain.main)
+    sys.argv[:1] = ["seed-tf", "pretrain"]
+    from seed_tf.cli.main import main
+
+    main()

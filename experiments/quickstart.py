@@ -1,10 +1,9 @@
-"""Distils a very small encoder on handwritten digits, and shows the effect."""
+"""The same command as `seed-tf quickstart`."""
 
-from absl import flags
-
-from seed_tf.cli import common, quickstart
-
-flags.adopt_module_key_flags(quickstart)
+import sys
 
 if __name__ == "__main__":
-    common.run(quickstart.main)
+    sys.argv[:1] = ["seed-tf", "quickstart"]
+    from seed_tf.cli.main import main
+
+    main()

@@ -1,10 +1,9 @@
-"""Lays runs side by side: differences, curves, accuracy and cost."""
+"""The same command as `seed-tf report`."""
 
-from absl import flags
-
-from seed_tf.cli import common, report
-
-flags.adopt_module_key_flags(report)
+import sys
 
 if __name__ == "__main__":
-    common.run(report.main)
+    sys.argv[:1] = ["seed-tf", "report"]
+    from seed_tf.cli.main import main
+
+    main()

@@ -1,10 +1,9 @@
-"""Searches a folder of images by image."""
+"""The same command as `seed-tf search`."""
 
-from absl import flags
-
-from seed_tf.cli import common, search
-
-flags.adopt_module_key_flags(search)
+import sys
 
 if __name__ == "__main__":
-    common.run(search.main)
+    sys.argv[:1] = ["seed-tf", "search"]
+    from seed_tf.cli.main import main
+
+    main()

@@ -268,6 +268,8 @@ class Trainer(keras.Model):
 
     @classmethod
     def from_config(cls, config):
+        import seed_tf.views  # noqa: F401  Keras then finds them by name
+
         revived = {
             key: keras.saving.deserialize_keras_object(value)
             if isinstance(value, dict)

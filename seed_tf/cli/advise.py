@@ -1,51 +1,41 @@
-"""Recommends a temperature and a queue for a teacher and one's own images.
+"""Recommends a temperature and a queue size for your images.
 
-    python -m experiments.advise --teacher=runs/teacher --data_dir=photos \\
-        --output=advice
+    seed-tf advise --encoder=runs/teacher --data_dir=photos --output=advice
 
 The teacher runs once over a few thousand images, in views as in training.
 Prints the curve of its temperature against the neighbours in the target; with
 --output also writes it as JSON, picture and page.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
 
-from absl import flags
-
 import seed_tf
-from seed_tf import recipes
-from seed_tf.cli import common
-from seed_tf.evaluation import advice
-from seed_tf.images import shorter_side
-from seed_tf.reporting import figures, pages, tables
+from seed_tf.cli.flags import Call, Command
+from seed_tf.config import TEACHER_HELP, ViewsConfig, setting
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "teacher",
-    None,
-    "A .keras file, the folder of a run of pretrain, or a published "
-    "checkpoint, see docs/checkpoints.md.",
-)
-flags.mark_flag_as_required("teacher")
-flags.DEFINE_integer("images", 4096, "Images to look at, at most.", 64)
-flags.DEFINE_float(
-    "teacher_temperature",
-    advice.PAPER_TEMPERATURE,
-    "To be warned of if it does not suit.",
-)
-flags.DEFINE_integer(
-    "queue_size", advice.PAPER_QUEUE, "To be warned of likewise.", 1
-)
-flags.DEFINE_string(
-    "output", None, "Folder for advice.json, advice.png and report.html."
-)
-common.define_view_flags()
-flags.adopt_module_key_flags(common)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ViewsConfig):
+    encoder: str | None = setting(None, TEACHER_HELP, required=True)
+    max_images: int = setting(4096, "Images to read at most.", minimum=64)
+    teacher_temperature: float = setting(
+        0.01, "The temperature in mind: a warning says if it does not suit."
+    )
+    queue_size: int = setting(
+        65536, "The queue size in mind, likewise.", minimum=1
+    )
+    output: str | None = setting(
+        None, "Folder for advice.json, advice.png and report.html."
+    )
 
 
 def rows(found):
+    from seed_tf.evaluation import advice
+
     both = zip(found.measured, found.expected, strict=True)
     return [
         {
@@ -78,16 +68,18 @@ def words(found):
     ]
 
 
-def write(found):
-    os.makedirs(FLAGS.output, exist_ok=True)
-    with open(os.path.join(FLAGS.output, "advice.json"), "w") as f:
+def write(found, settings):
+    from seed_tf.reporting import figures, pages, tables
+
+    os.makedirs(settings.output, exist_ok=True)
+    with open(os.path.join(settings.output, "advice.json"), "w") as f:
         json.dump(dataclasses.asdict(found), f, indent=2)
     figure = figures.target_curve(found)
-    figure.savefig(os.path.join(FLAGS.output, "advice.png"))
+    figure.savefig(os.path.join(settings.output, "advice.png"))
     table = rows(found)
     pages.write_page(
-        os.path.join(FLAGS.output, "report.html"),
-        f"Advice for {FLAGS.teacher}",
+        os.path.join(settings.output, "report.html"),
+        f"Advice for {settings.encoder}",
         [
             ("Advice", "\n\n".join(words(found))),
             (
@@ -100,41 +92,52 @@ def write(found):
     )
 
 
-def main(_):
-    teacher = seed_tf.checkpoints.load_encoder(FLAGS.teacher)
-    views = recipes.VIEWS[FLAGS.views](FLAGS.image_size, flip=FLAGS.flip)
+def run(call: Call[Settings]) -> None:
+    from seed_tf import recipes
+    from seed_tf.evaluation import advice
+    from seed_tf.images import shorter_side
+    from seed_tf.reporting import tables
+
+    settings = call.settings
+    teacher = seed_tf.checkpoints.load_encoder(settings.encoder)
+    views = recipes.VIEWS[settings.views](
+        settings.image_size, flip=settings.flip
+    )
     batches = seed_tf.datasets.load(
-        FLAGS.dataset,
-        split=FLAGS.split,
-        data_dir=FLAGS.data_dir,
-        image_size=shorter_side(FLAGS.image_size),
-        batch_size=FLAGS.batch_size,
-        seed=FLAGS.seed,
+        settings.dataset,
+        split=settings.split,
+        data_dir=settings.data_dir,
+        image_size=shorter_side(settings.image_size),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
         views=views,
         drop_remainder=False,
-        download=FLAGS.download,
-        corrupt=seed_tf.datasets.CorruptFiles(FLAGS.max_corrupt_fraction),
+        download=settings.download,
+        corrupt=seed_tf.datasets.CorruptFiles(settings.max_corrupt_fraction),
     )
     images = seed_tf.datasets.load(
-        FLAGS.dataset,
-        split=FLAGS.split,
-        data_dir=FLAGS.data_dir,
+        settings.dataset,
+        split=settings.split,
+        data_dir=settings.data_dir,
         batch_size=1,
     ).cardinality()
-    batches = batches.take(-(-FLAGS.images // FLAGS.batch_size))
+    batches = batches.take(-(-settings.max_images // settings.batch_size))
     embeddings = advice.view_embeddings(
-        teacher, batches, views, seed=FLAGS.seed
-    )[: FLAGS.images]
+        teacher, batches, views, seed=settings.seed
+    )[: settings.max_images]
     found = advice.advise(
         embeddings,
         images=int(images),
-        temperature=FLAGS.teacher_temperature,
-        queue_size=FLAGS.queue_size,
+        temperature=settings.teacher_temperature,
+        queue_size=settings.queue_size,
     )
     table = rows(found)
     print("Neighbours in the target, exp(entropy), median of images\n")
     print(tables.table(table, list(table[0])))
     print("", *words(found), sep="\n")
-    if FLAGS.output:
-        write(found)
-        print(f"\nReport: {os.path.join(FLAGS.output, 'report.html')}")
+    if settings.output:
+        write(found, settings)
+        print(f"\nReport: {os.path.join(settings.output, 'report.html')}")
+
+
+COMMAND = Command(Settings, run)

@@ -1,62 +1,60 @@
-"""Computes a teacher's embeddings of fixed views, for students to train from.
+"""Stores fixed views and a teacher's embeddings to train from.
 
-    python -m experiments.cache --dataset=folder --data_dir=photos \\
-        --teacher=runs/teacher --views_per_image=8 --output=caches/photos
-    python -m experiments.distill --dataset=folder --data_dir=photos \\
+    seed-tf cache --dataset=folder --data_dir=photos --teacher=runs/teacher \\
+        --views_per_image=8 --output=caches/photos
+    seed-tf distill --dataset=folder --data_dir=photos \\
         --teacher=runs/teacher --view_cache=caches/photos --output=runs/student
 
-It tells size and time, and can be stopped at any moment: the same command goes
-on. See docs/view_cache.md.
+The command prints size and time first. It can be stopped at any moment: the
+same command goes on. See docs/view_cache.md.
 """
 
-import functools
-import sys
+from __future__ import annotations
 
-from absl import flags
+import dataclasses
+import functools
 
 import seed_tf
-from seed_tf import recipes, view_cache
-from seed_tf.cli import common, data
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "teacher",
-    None,
-    "A .keras file, the folder of a run of pretrain, or a published "
-    "checkpoint, see docs/checkpoints.md.",
-    required=True,
-)
-flags.DEFINE_integer("views_per_image", 8, "Views fixed of each image.", 1)
-flags.DEFINE_enum(
-    "teacher_precision",
-    None,
-    ["float32", "bfloat16"],
-    "Arithmetic of the teacher; by default that of a training's, "
-    "see docs/performance.md.",
-)
-flags.DEFINE_string("output", None, "Folder of the cache.", required=True)
-common.define_view_flags()
-flags.adopt_module_key_flags(common)
+from seed_tf.cli.flags import Call, Command
+from seed_tf.config import TEACHER_HELP, ViewsConfig, setting
 
 
-def main(_):
-    try:
-        view_cache.build(
-            FLAGS.output,
-            FLAGS.dataset,
-            teacher=seed_tf.checkpoints.load_encoder(FLAGS.teacher),
-            views=recipes.VIEWS[FLAGS.views](FLAGS.image_size, flip=FLAGS.flip),
-            views_per_image=FLAGS.views_per_image,
-            seed=FLAGS.seed,
-            teacher_precision=FLAGS.teacher_precision,
-            batch_size=FLAGS.batch_size,
-            log=functools.partial(print, flush=True),
-            split=FLAGS.split,
-            data_dir=FLAGS.data_dir,
-            image_size=data.whole_size(),
-            download=FLAGS.download,
-            corrupt=seed_tf.datasets.CorruptFiles(FLAGS.max_corrupt_fraction),
-        )
-    except KeyboardInterrupt:
-        sys.exit(f"Stopped. The same command goes on:\n  {common.command()}")
-    print("The view cache is whole.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ViewsConfig):
+    teacher: str | None = setting(None, TEACHER_HELP, required=True)
+    views_per_image: int = setting(8, "Fixed views of each image.", minimum=1)
+    teacher_precision: str | None = setting(
+        None,
+        "Arithmetic of the teacher. The default is that of training, see "
+        "docs/performance.md.",
+        choices=("float32", "bfloat16"),
+    )
+    output: str | None = setting(None, "Folder of the cache.", required=True)
+
+
+def run(call: Call[Settings]) -> None:
+    from seed_tf import recipes, view_cache
+    from seed_tf.cli import data
+
+    settings = call.settings
+    make_views = recipes.VIEWS[settings.views]
+    view_cache.build(
+        settings.output,
+        settings.dataset,
+        teacher=seed_tf.checkpoints.load_encoder(settings.teacher),
+        views=make_views(settings.image_size, flip=settings.flip),
+        views_per_image=settings.views_per_image,
+        seed=settings.seed,
+        teacher_precision=settings.teacher_precision,
+        batch_size=settings.batch_size,
+        log=functools.partial(print, flush=True),
+        split=settings.split,
+        data_dir=settings.data_dir,
+        image_size=data.whole_size(settings),
+        download=settings.download,
+        corrupt=seed_tf.datasets.CorruptFiles(settings.max_corrupt_fraction),
+    )
+    print("The view cache is complete.")
+
+
+COMMAND = Command(Settings, run, resumable=True)

@@ -1,75 +1,84 @@
-"""Turns published checkpoints into .keras files, and back into PyTorch's.
+"""Converts published checkpoints to Keras, and back to PyTorch.
 
-    python -m experiments.convert --checkpoint=moco_v2_800ep_pretrain.pth.tar \\
+    seed-tf convert --encoder=moco_v2_800ep_pretrain.pth.tar \\
         --output=teacher.keras
-    python -m experiments.convert --checkpoint=runs/student --to=torch \\
-        --output=student.pth
-    python -m experiments.convert --explain=mystery.pth --images=photos
+    seed-tf convert --encoder=runs/student --to=torch --output=student.pth
+    seed-tf convert --explain=mystery.pth --data_dir=photos
 
---explain writes nothing: it tells what a file holds, whether all of it fits,
-and how the network behaves. docs/checkpoints.md lists what can be read.
+--explain writes nothing: it prints what a file holds, whether all of it fits,
+and how the network behaves. docs/checkpoints.md lists the known formats.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import os
 
-from absl import flags
+from seed_tf.cli.flags import Call, Command
+from seed_tf.config import setting
 
-from seed_tf.checkpoints.layouts import LAYOUTS
-from seed_tf.conversion import (
-    converting,
-    explaining,
+SOURCES = (
+    *("auto", "keras", "moco_v1", "moco_v2", "seed", "seed_teacher"),
+    *("deepcluster_v2", "swav", "simclr", "simclr_tf", "torchvision"),
 )
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "The file or run folder to convert.")
-flags.DEFINE_string("output", None, "The file to write.")
-flags.DEFINE_enum(
-    "to",
-    "keras",
-    ["keras", "torch"],
-    "'torch' writes a state dict: torchvision's layout of a ResNet, the "
-    "authors' of the others.",
-)
-flags.DEFINE_string("explain", None, "A file to tell all about.")
-flags.DEFINE_enum(
-    "source",
-    "auto",
-    ["auto", "keras", *LAYOUTS],
-    "Where the file is from; by default its keys tell. 'seed_teacher' takes "
-    "the teacher out of a file of the authors.",
-)
-flags.DEFINE_boolean(
-    "head",
-    True,
-    "Keep the projection head. Teachers need theirs; --nohead gives pooled "
-    "features.",
-)
-flags.DEFINE_string("images", None, "Folder of images for --explain to embed.")
-flags.DEFINE_integer("image_size", 224, "Pixels of their centre crops.", 32)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    encoder: str | None = setting(None, "The file or run folder to convert.")
+    output: str | None = setting(None, "The file to write.")
+    to: str = setting(
+        "keras",
+        "'torch' writes a state dict: torchvision's layout of a ResNet, the "
+        "authors' of the others.",
+        choices=("keras", "torch"),
+    )
+    explain: str | None = setting(None, "A file to explain.")
+    source: str = setting(
+        "auto",
+        "Origin of the file; by default its keys show it. 'seed_teacher' takes "
+        "the teacher out of a file of the authors.",
+        choices=SOURCES,
+    )
+    head: bool = setting(
+        True,
+        "Keep the projection head. Teachers need theirs; --nohead gives pooled "
+        "features.",
+    )
+    data_dir: str | None = setting(
+        None, "Folder of images for --explain to embed."
+    )
+    image_size: int = setting(224, "Pixels of their centre crops.", minimum=32)
 
 
-def main(_):
-    if FLAGS.explain:
+def run(call: Call[Settings]) -> None:
+    from seed_tf.conversion import converting, explaining
+
+    settings = call.settings
+    if settings.explain:
         for part in explaining.explain(
-            FLAGS.explain,
-            source=FLAGS.source,
-            images=FLAGS.images,
-            image_size=FLAGS.image_size,
+            settings.explain,
+            source=settings.source,
+            images=settings.data_dir,
+            image_size=settings.image_size,
         ):
             print(part + "\n", flush=True)
-    elif FLAGS.checkpoint and FLAGS.output:
+    elif settings.encoder and settings.output:
         print(
             converting.convert(
-                FLAGS.checkpoint,
-                FLAGS.output,
-                to=FLAGS.to,
-                source=FLAGS.source,
-                head=FLAGS.head,
+                settings.encoder,
+                settings.output,
+                to=settings.to,
+                source=settings.source,
+                head=settings.head,
             )
         )
-        size = os.path.getsize(FLAGS.output)
-        print(f"\nWrote {FLAGS.output} ({size:,} bytes).")
+        size = os.path.getsize(settings.output)
+        print(f"\nWrote {settings.output} ({size:,} bytes).")
     else:
         raise ValueError(
-            "Expected --checkpoint and --output, or --explain. Try --help."
+            "Expected --encoder and --output, or --explain. Try --help."
         )
+
+
+COMMAND = Command(Settings, run)

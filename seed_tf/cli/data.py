@@ -1,45 +1,45 @@
-"""The images of a training, as the launchers' flags name them."""
+"""The images of a training."""
 
 import functools
 
-from absl import flags
-
 import seed_tf
+from seed_tf.config import KNN_IMAGES, RunConfig, ViewsConfig
 from seed_tf.images import shorter_side
 
-FLAGS = flags.FLAGS
-KNN_IMAGES = 20_000
 
-
-def whole_size():
+def whole_size(settings: ViewsConfig):
     """Pixels of images that come whole: room for the views to crop from."""
-    return shorter_side(FLAGS.image_size)
+    return shorter_side(settings.image_size)
 
 
 class Data:
-    """The images that the flags name, and what is kept of them."""
+    """The images that the settings name, and what is kept of them."""
 
-    def __init__(self, views, num_views, view_cache=None):
+    def __init__(self, settings: RunConfig, views, num_views, view_cache=None):
+        self._settings = settings
         self._corrupt = {}
         self._views, self._num_views = views, num_views
         self._view_cache = view_cache
-        self.held_out = FLAGS.held_out
+        self.held_out = self._settings.held_out
         if self.held_out is None:
-            images = self._load(FLAGS.split, batch_size=1, shuffle=False)
+            images = self._load(
+                self._settings.split, batch_size=1, shuffle=False
+            )
             self.held_out = min(1000, int(images.cardinality()) // 20)
         self._training = {}
         steps = int(self.training().cardinality())
-        self.steps_per_epoch = steps // FLAGS.epochs
+        self.steps_per_epoch = steps // self._settings.epochs
         self.labelled = None
-        if FLAGS.knn_every:
+        if self._settings.knn_every:
             self.labelled = [
                 self._centre_crops(
                     split,
-                    data_dir=FLAGS.knn_data_dir or FLAGS.data_dir,
+                    data_dir=self._settings.knn_data_dir
+                    or self._settings.data_dir,
                     labels=True,
                     most=KNN_IMAGES,
                 )
-                for split in FLAGS.knn_splits
+                for split in self._settings.knn_splits
             ]
 
     @property
@@ -60,13 +60,13 @@ class Data:
         # Kept, as a quarter of a second of a start is to build one.
         if (first_step, shard) not in self._training:
             self._training[first_step, shard] = self._load(
-                FLAGS.split,
-                image_size=whole_size(),
-                seed=FLAGS.seed,
+                self._settings.split,
+                image_size=whole_size(self._settings),
+                seed=self._settings.seed,
                 views=self._views,
                 num_views=self._num_views,
                 view_cache=self._view_cache,
-                epochs=FLAGS.epochs,
+                epochs=self._settings.epochs,
                 first_step=first_step,
                 shard=shard,
                 held_out=self.held_out,
@@ -76,30 +76,30 @@ class Data:
     def unseen(self):
         """Centre crops of the images that training leaves out."""
         return self._centre_crops(
-            FLAGS.split, held_out=self.held_out, subset="held_out"
+            self._settings.split, held_out=self.held_out, subset="held_out"
         )
 
     def _load(self, split, **kwargs):
         kwargs = {
-            "data_dir": FLAGS.data_dir,
-            "batch_size": FLAGS.batch_size,
-            "download": FLAGS.download,
+            "data_dir": self._settings.data_dir,
+            "batch_size": self._settings.batch_size,
+            "download": self._settings.download,
             **kwargs,
         }
         corrupt = self._corrupt.setdefault(
             (kwargs["data_dir"], split),
-            seed_tf.datasets.CorruptFiles(FLAGS.max_corrupt_fraction),
+            seed_tf.datasets.CorruptFiles(self._settings.max_corrupt_fraction),
         )
         return seed_tf.datasets.load(
-            FLAGS.dataset, split=split, corrupt=corrupt, **kwargs
+            self._settings.dataset, split=split, corrupt=corrupt, **kwargs
         )
 
     def _centre_crops(self, split, most=None, **kwargs):
         load = functools.partial(
             self._load,
             split,
-            image_size=FLAGS.image_size,
-            resize=whole_size(),
+            image_size=self._settings.image_size,
+            resize=whole_size(self._settings),
             shuffle=False,
             **kwargs,
         )

@@ -1,97 +1,104 @@
-"""Tells how good encoders are as the backbones of object detectors.
+"""Fine-tunes encoders as backbones of object detectors.
 
-    python -m experiments.detect --encoder=runs/student \\
-        --encoder=untrained:resnet18 --dataset=voc/2007 \\
-        --train_split=train+validation --test_split=test --output=results
+    seed-tf detect --encoder=runs/student --encoder=untrained:resnet18 \\
+        --dataset=voc/2007 --train_split=train+validation --test_split=test \\
+        --output=results
 
-Each is fine-tuned in a KerasCV RetinaNet and judged by COCO's metrics; prints
-a table, with --output also writes it, and pictures, into a folder `detection`
+Each is fine-tuned in a KerasCV RetinaNet and judged by COCO's metrics. Prints
+a table; with --output also writes it, and pictures, into a folder `detection`
 there. See docs/detection.md.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import functools
 import os
 
-import tensorflow as tf
-from absl import flags
-
-from seed_tf import detection
-from seed_tf.detection.synthetic_detection import synthetic_detection
-from seed_tf.evaluation.protocols import load_encoder
-
-FLAGS = flags.FLAGS
-flags.DEFINE_multi_string(
-    "encoder",
-    None,
-    "A .keras file, run folder or published checkpoint, or a random network: "
-    "'untrained:resnet18'; repeat it for several.",
-)
-flags.mark_flag_as_required("encoder")
-flags.DEFINE_string(
-    "dataset",
-    "synthetic_detection",
-    "A TFDS name with boxes, 'voc/2007', 'coco/2017', or "
-    "'synthetic_detection': digits on black squares, made on the spot.",
-)
-flags.DEFINE_string("data_dir", None, "Where the TFDS data lies.")
-flags.DEFINE_boolean("download", False, "Download and prepare the data.")
-flags.DEFINE_string("train_split", "train", "To fine-tune on.")
-flags.DEFINE_string(
-    "test_split", "test", "To test on; of COCO 'validation' has labels."
-)
-flags.DEFINE_integer("image_size", 512, "Pixels, a multiple of 32.", 32)
-flags.DEFINE_float(
-    "smallest_anchor", 32.0, "Pixels; objects much smaller are not found.", 1.0
-)
-flags.DEFINE_integer("steps", 10_000, "Of fine-tuning.", 1)
-flags.DEFINE_integer("batch_size", 16, "Images per step.", 2)
-flags.DEFINE_float(
-    "learning_rate", 0.01, "Peak per 16 images; scaled linearly.", 0.0
-)
-flags.DEFINE_boolean(
-    "frozen_norm",
-    True,
-    "Keep the BatchNorm layers of the backbones as they are. An untrained "
-    "network's always learn.",
-)
-flags.DEFINE_boolean(
-    "flip", True, "Mirror images; never those of 'synthetic_detection'."
-)
-flags.DEFINE_integer("seeds", 1, "Detectors of each encoder.", 1)
-flags.DEFINE_string(
-    "output",
-    None,
-    "Folder for detection/: results.json, .csv, .md, .png and detections.png.",
-)
+from seed_tf.cli.flags import Call, Command, repeated
+from seed_tf.config import setting
 
 
-def data():
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    encoder: tuple[str, ...] = repeated(
+        (),
+        "A .keras file, run folder or published checkpoint, or a random "
+        "network: 'untrained:resnet18'.",
+        required=True,
+    )
+    dataset: str = setting(
+        "synthetic_detection",
+        "A TFDS name with boxes, 'voc/2007', 'coco/2017', or "
+        "'synthetic_detection': generated images of digits on black squares.",
+    )
+    data_dir: str | None = setting(None, "Where the TFDS data lies.")
+    download: bool = setting(False, "Download and prepare the data.")
+    train_split: str = setting("train", "To fine-tune on.")
+    test_split: str = setting(
+        "test", "To test on; of COCO 'validation' has labels."
+    )
+    image_size: int = setting(512, "Pixels, a multiple of 32.", minimum=32)
+    smallest_anchor: float = setting(
+        32.0, "Pixels; objects much smaller are not found.", minimum=1.0
+    )
+    steps: int = setting(10_000, "Steps of fine-tuning.", minimum=1)
+    batch_size: int = setting(16, "Images per step.", minimum=2)
+    learning_rate: float = setting(
+        0.01, "Peak per 16 images; scaled linearly.", minimum=0.0
+    )
+    frozen_norm: bool = setting(
+        True,
+        "Keep the BatchNorm layers of the backbones as they are. Those of an "
+        "untrained network always learn.",
+    )
+    flip: bool = setting(
+        True, "Mirror images; never those of 'synthetic_detection'."
+    )
+    seeds: int = setting(1, "Detectors of each encoder.", minimum=1)
+    output: str | None = setting(
+        None,
+        "Folder for detection/: results.json, .csv, .md, .png and "
+        "detections.png.",
+    )
+
+
+def data(settings: Settings):
     """Training and test images with boxes, and the classes' names."""
-    if FLAGS.dataset == "synthetic_detection":
+    import tensorflow as tf
+
+    from seed_tf import detection
+    from seed_tf.detection.synthetic_detection import synthetic_detection
+
+    if settings.dataset == "synthetic_detection":
         train, test = (
             tf.data.Dataset.from_tensor_slices(
-                synthetic_detection(split, size, image_size=FLAGS.image_size)
+                synthetic_detection(split, size, image_size=settings.image_size)
             )
             for split, size in (("train", 512), ("test", 200))
         )
         return train, test, [str(digit) for digit in range(10)]
     (train, names), (test, _) = (
         detection.load_boxes(
-            FLAGS.dataset,
+            settings.dataset,
             split,
-            data_dir=FLAGS.data_dir,
-            image_size=FLAGS.image_size,
-            download=FLAGS.download,
+            data_dir=settings.data_dir,
+            image_size=settings.image_size,
+            download=settings.download,
         )
-        for split in (FLAGS.train_split, FLAGS.test_split)
+        for split in (settings.train_split, settings.test_split)
     )
     return train, test, names
 
 
-def main(_):
+def run(call: Call[Settings]) -> None:
+    from seed_tf import detection
+    from seed_tf.evaluation.protocols import load_encoder
+
+    settings = call.settings
     detection.import_pycocotools()  # before any download or training
-    train, test, names = data()
-    encoders = {name: load_encoder(name) for name in FLAGS.encoder}
+    train, test, names = data(settings)
+    encoders = {name: load_encoder(name) for name in settings.encoder}
     for encoder in encoders.values():
         detection.Pyramid(getattr(encoder, "backbone", encoder))
     trained = [x for x in encoders if not x.startswith("untrained:")]
@@ -104,17 +111,20 @@ def main(_):
         train,
         test,
         num_classes=len(names),
-        seeds=range(FLAGS.seeds),
-        frozen_norm=trained if FLAGS.frozen_norm else (),
-        smallest_anchor=FLAGS.smallest_anchor,
-        steps=FLAGS.steps,
-        batch_size=FLAGS.batch_size,
-        learning_rate=FLAGS.learning_rate,
-        flip=FLAGS.flip and FLAGS.dataset != "synthetic_detection",
+        seeds=range(settings.seeds),
+        frozen_norm=trained if settings.frozen_norm else (),
+        smallest_anchor=settings.smallest_anchor,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        flip=settings.flip and settings.dataset != "synthetic_detection",
         tell=lambda text: print(text, flush=True),
     )
-    if FLAGS.output:
+    if settings.output:
         # Not among the files of evaluate, which have the same names.
-        folder = os.path.join(FLAGS.output, "detection")
+        folder = os.path.join(settings.output, "detection")
         detection.write_results(folder, scores, images, drawn, names=names)
     print(f"\nCOCO's average precision, %\n\n{detection.table(scores)}")
+
+
+COMMAND = Command(Settings, run)

@@ -1,182 +1,172 @@
-"""Tells how good encoders are, by their features and few or many labels.
+"""Measures the features of encoders: k-NN, probes, fine-tuning.
 
-    python -m experiments.evaluate --encoder=runs/teacher \\
-        --encoder=runs/student --data_dir=labelled_photos \\
-        --protocol=knn,linear --output=results
+    seed-tf evaluate --encoder=runs/teacher --encoder=runs/student \\
+        --data_dir=labelled_photos --protocol=knn,linear --output=results
 
 Prints a table; with --output also writes it as JSON, CSV, Markdown and a
-figure. See docs/evaluation.md for what the protocols are.
+figure. See docs/evaluation.md for the protocols.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import os
 import shlex
 
-from absl import flags
+from seed_tf.cli.flags import Call, Command, repeated
+from seed_tf.config import setting
 
-from seed_tf.evaluation import protocols, transfer
-from seed_tf.evaluation.labelled_images import LabelledImages
-
-FLAGS = flags.FLAGS
-flags.DEFINE_multi_string(
-    "encoder",
-    None,
-    "A .keras file, run folder or published checkpoint, or a random network: "
-    "'untrained:resnet18', 'untrained:resnet18:cifar'; repeat it for several.",
-)
-flags.mark_flag_as_required("encoder")
-flags.DEFINE_list(
-    "protocol",
-    ["knn", "linear"],
-    f"Among {', '.join(protocols.PROTOCOLS)}, separated by commas. 'linear' "
-    "and 'ridge' are on features of centre crops; 'linear_views' is the "
-    "paper's probe to the letter. Detection is experiments.detect.",
-)
-flags.DEFINE_string(
-    "dataset", "folder", "'folder' of class folders, 'digits' or a TFDS name."
-)
-flags.DEFINE_string("data_dir", None, "The folder, or where TFDS data lies.")
-flags.DEFINE_boolean(
-    "download", False, "Download and prepare a TensorFlow Dataset."
-)
-flags.DEFINE_string(
-    "train_split",
-    None,
-    "Labelled images to learn from; by default the data set's usual ones, "
-    "'train' where none are known.",
-)
-flags.DEFINE_string("test_split", None, "Labelled images to test on; likewise.")
-flags.DEFINE_enum(
-    "metric",
-    None,
-    ["top-1", "mean per class"],
-    "Of 'transfer'; by default the one usual for the data set.",
-)
-flags.DEFINE_integer("image_size", 224, "Pixels of the centre crop.", 1)
-flags.DEFINE_integer("batch_size", 64, "Images embedded at a time.", 1)
-flags.DEFINE_list("k", ["10"], "Neighbours that vote, and k of recall@k.")
-flags.DEFINE_list(
-    "learning_rate",
-    None,
-    "Of linear probes. Of several, '1,3,10,30', the best on a tenth of the "
-    "training set is taken. By default 10; of 'linear_views' the paper's, 30, "
-    "or 3 for EfficientNet and MobileNet.",
-)
-flags.DEFINE_alias("lr", "learning_rate")
-flags.DEFINE_integer("probe_epochs", 100, "Of linear probes.", 1)
-flags.DEFINE_list(
-    "label_fraction",
-    ["1"],
-    "Shares of every class to fine-tune on: '0.01,0.1'.",
-)
-flags.DEFINE_string(
-    "label_list",
-    None,
-    "A file of image names, one per line, to fine-tune on: SimCLR's "
-    "1percent.txt, 10percent.txt.",
-)
-flags.DEFINE_float(
-    "fine_tune_learning_rate", 0.05, "Per 256 images; scaled linearly.", 0.0
-)
-flags.DEFINE_integer(
-    "fine_tune_epochs",
-    None,
-    "By default 60 with 1 % of the labels, 30 with more.",
-    1,
-)
-flags.DEFINE_integer("fine_tune_batch_size", 256, "Images per step.", 1)
-flags.DEFINE_integer("seeds", 1, "Runs of protocols that are random.", 1)
-flags.DEFINE_string(
-    "cache_dir",
-    None,
-    "Folder for features, which a later call then finds; by default 'features' "
-    "in --output.",
-)
-flags.DEFINE_string(
-    "output",
-    None,
-    "Folder for results.json, .csv, .md, .png. Results on the same data that "
-    "are there already stay, and stand in one table with the new ones.",
+PROTOCOLS = (
+    *("knn", "linear", "linear_views", "ridge", "fine_tune", "transfer"),
+    *("retrieval", "detection"),
 )
 
 
-def numbers(flag, kind):
-    """The values of a list flag, None if it has none."""
-    if FLAGS[flag].value is None:
-        return None
-    try:
-        return tuple(map(kind, FLAGS[flag].value))
-    except ValueError:
-        raise ValueError(
-            f"--{flag} must be numbers, separated by commas. "
-            f"Received: {','.join(FLAGS[flag].value)}."
-        ) from None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    encoder: tuple[str, ...] = repeated(
+        (),
+        "A .keras file, run folder or published checkpoint, or a random "
+        "network: 'untrained:resnet18', 'untrained:resnet18:cifar'.",
+        required=True,
+    )
+    protocol: tuple[str, ...] = setting(
+        ("knn", "linear"),
+        "Protocols. 'linear' and 'ridge' use features of centre crops; "
+        "'linear_views' is the paper's probe with its augmentation. For "
+        "detection see seed-tf detect.",
+        choices=PROTOCOLS,
+    )
+    dataset: str = setting(
+        "folder", "'folder' of class folders, 'digits' or a TFDS name."
+    )
+    data_dir: str | None = setting(None, "The folder, or where TFDS data lies.")
+    download: bool = setting(
+        False, "Download and prepare a TensorFlow Dataset."
+    )
+    train_split: str | None = setting(
+        None,
+        "Labelled images to learn from. The default is the data set's usual "
+        "split, 'train' if none is known.",
+    )
+    test_split: str | None = setting(
+        None, "Labelled images to test on; likewise."
+    )
+    metric: str | None = setting(
+        None,
+        "Metric of 'transfer'. The default is the usual one of the data set.",
+        choices=("top-1", "mean per class"),
+    )
+    image_size: int = setting(224, "Pixels of the centre crop.", minimum=1)
+    batch_size: int = setting(64, "Images embedded at a time.", minimum=1)
+    k: tuple[int, ...] = setting(
+        (10,), "Neighbours that vote, and k of recall@k."
+    )
+    learning_rate: tuple[float, ...] | None = setting(
+        None,
+        "Learning rates of linear probes. Of several, '1,3,10,30', the best on "
+        "a tenth of the training set is used. The default is 10; for "
+        "'linear_views' it is the paper's, 30, or 3 for EfficientNet and "
+        "MobileNet.",
+    )
+    probe_epochs: int = setting(100, "Epochs of linear probes.", minimum=1)
+    label_fraction: tuple[float, ...] = setting(
+        (1.0,), "Shares of every class to fine-tune on: '0.01,0.1'."
+    )
+    label_list: str | None = setting(
+        None,
+        "A file of image names, one per line, to fine-tune on: SimCLR's "
+        "1percent.txt, 10percent.txt.",
+    )
+    fine_tune_learning_rate: float = setting(
+        0.05, "Per 256 images; scaled linearly.", minimum=0.0
+    )
+    fine_tune_epochs: int | None = setting(
+        None,
+        "The default is 60 with 1 % of the labels, 30 with more.",
+        minimum=1,
+    )
+    fine_tune_batch_size: int = setting(256, "Images per step.", minimum=1)
+    seeds: int = setting(1, "Runs of protocols that are random.", minimum=1)
+    cache_dir: str | None = setting(
+        None,
+        "Folder for features, which a later call reads. The default is "
+        "'features' in --output.",
+    )
+    output: str | None = setting(
+        None,
+        "Folder for results.json, .csv, .md, .png. Earlier results there on "
+        "the same data stay, and appear in the same table.",
+    )
 
 
-def task():
-    """What the flags say is to be done."""
-    usual = transfer.convention(FLAGS.dataset)
+def evaluation_config(settings: Settings):
+    """The `EvaluationConfig` that the settings make."""
+    from seed_tf.evaluation import protocols, transfer
+    from seed_tf.evaluation.labelled_images import LabelledImages
+
+    usual = transfer.convention(settings.dataset)
     train, test = (
         LabelledImages(
-            FLAGS.dataset,
+            settings.dataset,
             split,
-            FLAGS.data_dir,
-            FLAGS.image_size,
-            FLAGS.batch_size,
-            FLAGS.download,
+            settings.data_dir,
+            settings.image_size,
+            settings.batch_size,
+            settings.download,
         )
         for split in (
-            FLAGS.train_split or usual.train,
-            FLAGS.test_split or usual.test,
+            settings.train_split or usual.train,
+            settings.test_split or usual.test,
         )
     )
-    cache = FLAGS.cache_dir
-    if cache is None and FLAGS.output:
-        cache = os.path.join(FLAGS.output, "features")
-    return protocols.Task(
+    cache = settings.cache_dir
+    if cache is None and settings.output:
+        cache = os.path.join(settings.output, "features")
+    return protocols.EvaluationConfig(
         train,
         test,
-        metric=FLAGS.metric or usual.metric,
-        ks=numbers("k", int),
-        learning_rates=numbers("learning_rate", float),
-        probe_epochs=FLAGS.probe_epochs,
-        label_fractions=numbers("label_fraction", float),
-        label_list=FLAGS.label_list,
-        fine_tune_rate=FLAGS.fine_tune_learning_rate,
-        fine_tune_epochs=FLAGS.fine_tune_epochs,
-        fine_tune_batch_size=FLAGS.fine_tune_batch_size,
+        metric=settings.metric or usual.metric,
+        ks=settings.k,
+        learning_rates=settings.learning_rate,
+        probe_epochs=settings.probe_epochs,
+        label_fractions=settings.label_fraction,
+        label_list=settings.label_list,
+        fine_tune_rate=settings.fine_tune_learning_rate,
+        fine_tune_epochs=settings.fine_tune_epochs,
+        fine_tune_batch_size=settings.fine_tune_batch_size,
         cache_dir=cache,
         tell=lambda text: print(text, flush=True),
     )
 
 
-def detect_command():
-    """What to give in place of `--protocol=detection`."""
-    shared = ("dataset", "data_dir", "train_split", "test_split", "seeds")
-    given = [("encoder", name) for name in FLAGS.encoder]
-    given += [
-        (name, FLAGS[name].value)
-        for name in (*shared, "output")
-        if FLAGS[name].present
-    ]
-    return shlex.join(
-        ["python", "-m", "experiments.detect"]
-        + [f"--{name}={value}" for name, value in given]
-    )
+def detect_command(call: Call[Settings]) -> str:
+    """The command to use in place of `--protocol=detection`."""
+    names = ("encoder", "dataset", "data_dir", "train_split", "test_split")
+    names += ("seeds", "output")
+    given = [text for name in names for text in call.flags.get(name, ())]
+    return shlex.join(["seed-tf", "detect", *given])
 
 
-def main(_):
-    if "detection" in FLAGS.protocol:
+def run(call: Call[Settings]) -> None:
+    from seed_tf.evaluation import protocols
+
+    settings = call.settings
+    if "detection" in settings.protocol:
         raise ValueError(
-            "Detection needs boxes instead of labels, and has a launcher of "
-            f"its own, see docs/detection.md:\n  {detect_command()}"
+            "Detection needs boxes instead of labels, and has a command of "
+            f"its own, see docs/detection.md:\n  {detect_command(call)}"
         )
-    work = task()
-    if FLAGS.output:  # which may hold other results
-        earlier = protocols.Results.read(FLAGS.output, work.data)
+    work = evaluation_config(settings)
+    if settings.output:  # which may hold other results
+        earlier = protocols.Results.read(settings.output, work.data)
     results = protocols.evaluate(
-        FLAGS.encoder, FLAGS.protocol, work, seeds=FLAGS.seeds
+        settings.encoder, settings.protocol, work, seeds=settings.seeds
     )
-    if FLAGS.output:
+    if settings.output:
         results = results.beside(earlier)
-        results.write(FLAGS.output)
+        results.write(settings.output)
     print(f"\n%, top-1 accuracy unless named otherwise\n\n{results.table()}")
+
+
+COMMAND = Command(Settings, run)

@@ -1,129 +1,134 @@
-"""Turns a finished run into what production uses.
+"""Writes an encoder for TensorFlow Serving, LiteRT or ONNX.
 
-    python -m experiments.export --run=runs/student --output=exports \\
+    seed-tf export --encoder=runs/student --output=exports \\
         --format=saved_model --format=litert --data_dir=photos
 
 writes `exports/student/1/` for TensorFlow Serving and
-`exports/student.tflite`, and tells how far each is from the Keras model. See
+`exports/student.tflite`, and prints how far each is from the Keras model. See
 docs/serving.md and docs/formats.md.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import importlib.util
 import json
 import os
 
-import numpy as np
-from absl import flags
-
 import seed_tf
-from seed_tf import export
-from seed_tf.datasets.folders import ImageFolder
-from seed_tf.encoders import Encoder
-from seed_tf.export.decoding import decode
-from seed_tf.export.index import read_index
-from seed_tf.export.litert import PRECISIONS
-from seed_tf.images import shorter_side
-from seed_tf.io.files import atomic_write
-from seed_tf.reporting import tables
+from seed_tf.cli.flags import Call, Command, repeated
+from seed_tf.config import setting
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "run", None, "A run folder, .keras file or published checkpoint."
-)
-flags.mark_flag_as_required("run")
-flags.DEFINE_multi_enum(
-    "format",
-    ["saved_model"],
-    ["saved_model", "litert", "onnx", "keras"],
-    "Repeat it for several. 'keras' writes encoder and backbone.",
-)
-flags.DEFINE_multi_enum(
-    "precision", ["float32"], list(PRECISIONS), "Of litert; may be repeated."
-)
-flags.DEFINE_string("output", None, "Folder for all that is written.")
-flags.mark_flag_as_required("output")
-flags.DEFINE_string("name", None, "Of the model; by default the run's.")
-flags.DEFINE_integer(
-    "image_size", None, "Pixels of a side; by default the run's.", 1
-)
-flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Folder of images like those to come: 256 are compared, and calibrate "
-    "int8. litert and onnx need it.",
-)
-flags.DEFINE_string(
-    "labels_dir",
-    None,
-    "Folder with train and test, each of class folders. A linear probe is "
-    "trained on them, for saved_model's signature 'classify'; for litert and "
-    "onnx they tell k-NN top-1 before and after.",
-)
-flags.DEFINE_string(
-    "index",
-    None,
-    "Folder of an index by experiments.search, for saved_model's signature "
-    "'nearest'.",
-)
-flags.DEFINE_integer("k", 10, "Labels and neighbours answered, at most.", 1)
-flags.DEFINE_string("license", None, "What the model card says of it.")
-flags.DEFINE_integer("batch_size", 64, "Images run at a time.", 1)
+FORMATS = ("saved_model", "litert", "onnx", "keras")
+PRECISIONS = ("float32", "float16", "int8_dynamic", "int8")  # of LiteRT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    encoder: str | None = setting(
+        None,
+        "A run folder, .keras file or published checkpoint.",
+        required=True,
+    )
+    format: tuple[str, ...] = repeated(
+        ("saved_model",),
+        "Format to write. 'keras' writes encoder and backbone.",
+        choices=FORMATS,
+    )
+    precision: tuple[str, ...] = repeated(
+        ("float32",), "Arithmetic of litert.", choices=PRECISIONS
+    )
+    output: str | None = setting(None, "Folder for all files.", required=True)
+    name: str | None = setting(
+        None, "Name of the model. The default is the run's."
+    )
+    image_size: int | None = setting(
+        None, "Pixels of a side. The default is the run's.", minimum=1
+    )
+    data_dir: str | None = setting(
+        None,
+        "Folder of typical images: 256 of them are compared, and calibrate "
+        "int8. litert and onnx need it.",
+    )
+    labels_dir: str | None = setting(
+        None,
+        "Folder with train and test, each of class folders. saved_model trains "
+        "a linear probe on them for its signature 'classify'; litert and onnx "
+        "report k-NN top-1 before and after.",
+    )
+    index: str | None = setting(
+        None,
+        "Folder of an index by seed-tf search, for saved_model's signature "
+        "'nearest'.",
+    )
+    k: int = setting(
+        10, "Labels and neighbours in an answer, at most.", minimum=1
+    )
+    license: str | None = setting(None, "License for the model card.")
+    batch_size: int = setting(64, "Images run at a time.", minimum=1)
+
 
 EXTRAS = {"litert": "ai_edge_litert", "onnx": "tf2onnx"}
 _MOST = 256  # images that are compared
 
 
 class Run:
-    """What the flags name, checked before long work."""
+    """What the settings name, checked before long work."""
 
-    def __init__(self):
-        folder = os.path.expanduser(FLAGS.run)
+    def __init__(self, settings: Settings):
+        from seed_tf.export.index import read_index
+        from seed_tf.images import shorter_side
+
+        self.settings = settings
+        folder = os.path.expanduser(settings.encoder)
         if not os.path.isdir(folder):
             folder = os.path.dirname(folder)
         self.config = _read(os.path.join(folder, "config.json"))
         self.summary = _read(os.path.join(folder, "summary.json"))
-        self.size = FLAGS.image_size or self.config.get("image_size")
+        self.size = settings.image_size or self.config.get("image_size")
         if not self.size:
             raise ValueError(
                 "--image_size is needed: there is no config.json of a run "
-                f"beside {FLAGS.run!r} to tell it."
+                f"beside {settings.encoder!r} to tell it."
             )
         self.resize = shorter_side(self.size)
-        path = os.path.abspath(os.path.expanduser(FLAGS.run))
-        self.name = FLAGS.name or os.path.basename(path).split(".")[0]
+        path = os.path.abspath(os.path.expanduser(settings.encoder))
+        self.name = settings.name or os.path.basename(path).split(".")[0]
         if os.path.basename(self.name) != self.name or not self.name:
             raise ValueError(
                 f"--name must be a file name. Received: {self.name!r}."
             )
-        if FLAGS.index and "saved_model" not in FLAGS.format:
+        if settings.index and "saved_model" not in settings.format:
             raise ValueError("--index needs --format=saved_model.")
-        if not FLAGS.data_dir and {"litert", "onnx"} & set(FLAGS.format):
+        if not settings.data_dir and {"litert", "onnx"} & set(settings.format):
             raise ValueError(
                 "litert and onnx need --data_dir, images to compare on."
             )
-        for name in set(FLAGS.format) & set(EXTRAS):
+        for name in set(settings.format) & set(EXTRAS):
             if not importlib.util.find_spec(EXTRAS[name]):
                 raise ValueError(
                     f"--format={name} needs optional packages: "
                     f'pip install "seed_tf[{name}]".'
                 )
-        os.makedirs(FLAGS.output, exist_ok=True)
-        self.images = FLAGS.data_dir and self._load(FLAGS.data_dir, "train")
-        self.labelled = FLAGS.labels_dir and [
-            self._load(FLAGS.labels_dir, split, labels=True)
+        os.makedirs(settings.output, exist_ok=True)
+        self.images = settings.data_dir and self._load(
+            settings.data_dir, "train"
+        )
+        self.labelled = settings.labels_dir and [
+            self._load(settings.labels_dir, split, labels=True)
             for split in ("train", "test")
         ]
-        self.encoder = seed_tf.checkpoints.load_encoder(FLAGS.run)
-        if FLAGS.index:
+        self.encoder = seed_tf.checkpoints.load_encoder(settings.encoder)
+        if settings.index:
             read_index(
-                FLAGS.index,
+                settings.index,
                 self.encoder,
                 image_size=self.size,
                 resize=self.resize,
             )
 
     def file(self, ending):
-        return os.path.join(FLAGS.output, self.name + ending)
+        return os.path.join(self.settings.output, self.name + ending)
 
     def _load(self, data_dir, split, labels=False):
         return seed_tf.datasets.load(
@@ -132,7 +137,7 @@ class Run:
             data_dir=data_dir,
             image_size=self.size,
             resize=self.resize,
-            batch_size=FLAGS.batch_size,
+            batch_size=self.settings.batch_size,
             shuffle=False,
             labels=labels,
             # What cannot be read is left out, with a warning.
@@ -143,19 +148,19 @@ class Run:
 # Functions of a `Run` that yield paths, and what was compared there.
 def saved_model(run):
     probe, labels = probe_and_labels(run) if run.labelled else (None, None)
-    checked = export.saved_model(
+    checked = seed_tf.export.saved_model(
         run.encoder,
         run.file(""),
         image_size=run.size,
         resize=run.resize,
-        files=FLAGS.data_dir and some_files(run),
+        files=run.settings.data_dir and some_files(run),
         probe=probe,
         labels=labels,
-        index=FLAGS.index,
-        k=FLAGS.k,
+        index=run.settings.index,
+        k=run.settings.k,
         card={
-            "source": FLAGS.run,
-            "license": FLAGS.license,
+            "source": run.settings.encoder,
+            "license": run.settings.license,
             "config": run.config,
             "summary": run.summary,
         },
@@ -164,12 +169,12 @@ def saved_model(run):
 
 
 def litert(run):
-    for precision in dict.fromkeys(FLAGS.precision):
+    for precision in dict.fromkeys(run.settings.precision):
         ending = "" if precision == "float32" else f".{precision}"
         path = run.file(f"{ending}.tflite")
         yield (
             path,
-            export.litert(
+            seed_tf.export.litert(
                 run.encoder,
                 path,
                 images=run.images,
@@ -184,7 +189,7 @@ def onnx(run):
     path = run.file(".onnx")
     yield (
         path,
-        export.onnx(
+        seed_tf.export.onnx(
             run.encoder,
             path,
             images=run.images,
@@ -195,8 +200,10 @@ def onnx(run):
 
 
 def keras(run):
+    from seed_tf.io.files import atomic_write
+
     models = {".keras": run.encoder}
-    if isinstance(run.encoder, Encoder):
+    if isinstance(run.encoder, seed_tf.Encoder):
         models["_backbone.keras"] = run.encoder.backbone
     for ending, model in models.items():
         with atomic_write(run.file(ending)) as path:
@@ -214,6 +221,8 @@ WRITERS = {
 
 def probe_and_labels(run):
     """A linear probe of the labelled images, and the names of its classes."""
+    from seed_tf.datasets.folders import ImageFolder
+
     print("Training a linear probe ...", flush=True)
     train, test = (
         seed_tf.evaluation.embed(run.encoder, images) for images in run.labelled
@@ -223,7 +232,7 @@ def probe_and_labels(run):
     )
     # A class that is only in `test` is called by its number.
     labels = list(map(str, range(len(probe.bias))))
-    folder = os.path.expanduser(FLAGS.labels_dir)
+    folder = os.path.expanduser(run.settings.labels_dir)
     files = ImageFolder(folder, "train")
     for path, label in map(files.__getitem__, range(files.size)):
         _, name, *_ = os.path.relpath(path, folder).split(os.sep)
@@ -233,7 +242,12 @@ def probe_and_labels(run):
 
 def some_files(run):
     """At most 256 files of --data_dir, of those that a server takes."""
-    names = ImageFolder(os.path.expanduser(FLAGS.data_dir), "train")
+    import numpy as np
+
+    from seed_tf.datasets.folders import ImageFolder
+    from seed_tf.export.decoding import decode
+
+    names = ImageFolder(os.path.expanduser(run.settings.data_dir), "train")
     chosen = np.linspace(0, names.size - 1, min(_MOST, names.size))
     files = []
     for number in np.round(chosen).astype(int):
@@ -244,7 +258,9 @@ def some_files(run):
         f for f, bad in zip(files, problems.numpy(), strict=True) if not bad
     ]
     if not files:
-        raise ValueError(f"No JPEG, PNG or WebP files in {FLAGS.data_dir!r}.")
+        raise ValueError(
+            f"No JPEG, PNG or WebP files in {run.settings.data_dir!r}."
+        )
     return files
 
 
@@ -257,12 +273,14 @@ def _read(path):
         return {}
 
 
-def main(_):
-    run = Run()
+def run(call: Call[Settings]) -> None:
+    from seed_tf.reporting import tables
+
+    work = Run(call.settings)
     rows = []
-    for name in dict.fromkeys(FLAGS.format):
+    for name in dict.fromkeys(call.settings.format):
         print(f"Writing {name} ...", flush=True)
-        for path, checked in WRITERS[name](run):
+        for path, checked in WRITERS[name](work):
             row = {"written": path, "bytes": f"{_bytes(path):,}"}
             if checked:
                 difference = checked.largest_difference["embedding"]
@@ -279,3 +297,6 @@ def _bytes(path):
     if os.path.isfile(path):
         return os.path.getsize(path)
     return sum(_bytes(os.path.join(path, name)) for name in os.listdir(path))
+
+
+COMMAND = Command(Settings, run)

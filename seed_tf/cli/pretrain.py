@@ -1,33 +1,37 @@
-"""Trains an encoder with MoCo v2: a teacher of one's own, or the baseline.
+"""Trains an encoder with MoCo v2, as a teacher or a baseline.
 
-    python -m experiments.pretrain --dataset=folder --data_dir=photos \\
-        --encoder=resnet50 --output=runs/teacher
+    seed-tf pretrain --dataset=folder --data_dir=photos --encoder=resnet50 \\
+        --output=runs/teacher
 """
 
-from absl import flags
-
-from seed_tf import recipes
-from seed_tf.cli import common
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("encoder", "resnet50", "Backbone to train, by name.")
-flags.DEFINE_integer("embedding_dim", 128, "Width of an embedding.", 1)
-flags.DEFINE_float("temperature", 0.2, "Of the contrastive softmax.")
-flags.DEFINE_float("momentum", 0.999, "Of the momentum encoder's weights.")
-common.define_training_flags()
-flags.adopt_module_key_flags(common)
+from seed_tf.cli.flags import Call, Command
+from seed_tf.config import PretrainConfig
 
 
-def build(views):
-    model = recipes.build(
-        common.recipe(student=FLAGS.encoder),
-        views=views,
-        stem=FLAGS.stem,
-        seed=FLAGS.seed,
-    )
-    return model, model.encoder, None
+def run(call: Call[PretrainConfig]) -> None:
+    from seed_tf import recipes
+    from seed_tf.cli import common
+
+    settings = common.with_recipe(call)
+
+    def build(views):
+        model = recipes.build(
+            common.recipe(settings, student=settings.encoder),
+            views=views,
+            stem=settings.stem,
+            seed=settings.seed,
+        )
+        return model, model.encoder, None
+
+    common.train(call, settings, build, num_views=2)
 
 
-def main(_):
-    common.use_recipe()
-    common.train(build, num_views=2)
+def list_recipes(given):
+    if given.get("recipe") != "list":
+        return None
+    from seed_tf.cli import common
+
+    return common.list_recipes()
+
+
+COMMAND = Command(PretrainConfig, run, instead=list_recipes)

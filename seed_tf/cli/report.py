@@ -1,40 +1,48 @@
-"""Compares runs: what differs, how they ended, accuracy against size and cost.
+"""Compares runs: settings, curves, accuracy and cost.
 
-    python -m experiments.report runs/alone runs/seed --output=comparison
+    seed-tf report runs/alone runs/seed --output=comparison
 
 Prints a table; with --output also writes it as Markdown, JSON and page, with
 accuracy against the network's size and against the training's FLOPs and hours,
-and the curves of all runs laid over each other.
+and the curves of all runs in one chart.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import os
 
-from absl import flags
-
-from seed_tf.training import comparison, finished_run
-
-FLAGS = flags.FLAGS
-flags.DEFINE_multi_string(
-    "results",
-    [],
-    "A results.json of experiments.evaluate, whose rows go to the runs that "
-    "they name; repeat it for several. One in a run's own folder is found.",
-)
-flags.DEFINE_string(
-    "output", None, "Folder for report.html, .md, .json and the figures."
-)
+from seed_tf.cli.flags import Call, Command, repeated
+from seed_tf.config import setting
 
 
-def main(arguments):
-    paths = arguments[1:]
-    if not paths:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    results: tuple[str, ...] = repeated(
+        (),
+        "A results.json of seed-tf evaluate. Its rows go to the runs that they "
+        "name. One in a run's own folder is found without this flag.",
+    )
+    output: str | None = setting(
+        None, "Folder for report.html, .md, .json and the figures."
+    )
+
+
+def run(call: Call[Settings]) -> None:
+    from seed_tf.training import comparison, finished_run
+
+    settings = call.settings
+    if not call.arguments:
         raise ValueError("Name the folders of one or more runs.")
     rows = []
-    for path in FLAGS.results:
+    for path in settings.results:
         if not os.path.isfile(path):
             raise ValueError(f"--results={path}: no such file.")
         rows += finished_run.read_results(path)
-    runs = [finished_run.read_run(path, rows) for path in paths]
-    print(comparison.compare_runs(runs, FLAGS.output))
-    if FLAGS.output:
-        print(f"\nReport: {os.path.join(FLAGS.output, 'report.html')}")
+    runs = [finished_run.read_run(path, rows) for path in call.arguments]
+    print(comparison.compare_runs(runs, settings.output))
+    if settings.output:
+        print(f"\nReport: {os.path.join(settings.output, 'report.html')}")
+
+
+COMMAND = Command(Settings, run, arguments="RUN...")

@@ -1,56 +1,71 @@
 """Searches a folder of images by image.
 
-    python -m experiments.search index --images=photos \\
-        --encoder=runs/student --index=photos.index
-    python -m experiments.search query --index=photos.index \\
-        --image=holiday.jpg --output=neighbours.png
-    python -m experiments.search serve --index=photos.index
+    seed-tf search index --data_dir=photos --encoder=runs/student \\
+        --index=photos.index
+    seed-tf search query --index=photos.index --image=holiday.jpg \\
+        --output=neighbours.png
+    seed-tf search serve --index=photos.index
 
-`index` may be stopped at any time, and given again when the folder has
-changed. `serve` opens a page for the browsers of this machine. See
-docs/search.md.
+`index` may be stopped at any time. Repeat it when the folder has changed.
+`serve` opens a page for the browsers of this machine. See docs/search.md.
 """
 
-from absl import flags
+from __future__ import annotations
 
-from seed_tf import search
-from seed_tf.reporting import tables
-from seed_tf.search.drawing import draw
+import dataclasses
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("index", None, "Folder of the index.")
-flags.DEFINE_string("images", None, "For index: folder of images, any files.")
-flags.DEFINE_string(
-    "encoder",
-    None,
-    "A .keras file, run folder or published checkpoint. For query and serve "
-    "only if it has moved since.",
-)
-flags.DEFINE_enum(
-    "output_layer",
-    "features",
-    ["features", "embeddings"],
-    "For index: 'features', before the projection head, which the paper "
-    "evaluates; or 'embeddings', after it, which are smaller.",
-)
-flags.DEFINE_integer("image_size", 224, "For index: pixels of centre crops.", 1)
-flags.DEFINE_integer("batch_size", 64, "For index: images run at a time.", 1)
-flags.DEFINE_multi_string(
-    "image", None, "For query: a picture; repeat it for several."
-)
-flags.DEFINE_integer("k", 10, "For query: neighbours.", 1)
-flags.DEFINE_string("output", None, "For query: a PNG to draw neighbours to.")
-flags.DEFINE_integer("port", 8000, "For serve; 0 for any.", 0, 65535)
+import seed_tf
+from seed_tf.cli.flags import Call, Command, repeated
+from seed_tf.config import setting
+
+ENCODER = "A .keras file, run folder or published checkpoint."
+MOVED = f"{ENCODER} Needed only if it has moved since the index was made."
 
 
-def index():
-    found = search.build(
-        FLAGS.index,
-        FLAGS.images,
-        FLAGS.encoder,
-        image_size=FLAGS.image_size,
-        output=FLAGS.output_layer,
-        batch_size=FLAGS.batch_size,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    data_dir: str | None = setting(
+        None, "Folder of images, with any other files.", required=True
+    )
+    encoder: str | None = setting(None, ENCODER, required=True)
+    index: str | None = setting(None, "Folder of the index.", required=True)
+    output_layer: str = setting(
+        "features",
+        "'features', before the projection head, which the paper evaluates; "
+        "or 'embeddings', after it, which are smaller.",
+        choices=("features", "embeddings"),
+    )
+    image_size: int = setting(224, "Pixels of centre crops.", minimum=1)
+    batch_size: int = setting(64, "Images run at a time.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuerySettings:
+    index: str | None = setting(None, "Folder of the index.", required=True)
+    image: tuple[str, ...] = repeated((), "A picture.", required=True)
+    encoder: str | None = setting(None, MOVED)
+    k: int = setting(10, "Neighbours.", minimum=1)
+    output: str | None = setting(None, "A PNG to draw neighbours to.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    index: str | None = setting(None, "Folder of the index.", required=True)
+    encoder: str | None = setting(None, MOVED)
+    port: int = setting(
+        8000, "Port of the page, 0 for any.", minimum=0, maximum=65535
+    )
+
+
+def index(call: Call[IndexSettings]) -> None:
+    settings = call.settings
+    found = seed_tf.search.build(
+        settings.index,
+        settings.data_dir,
+        settings.encoder,
+        image_size=settings.image_size,
+        output=settings.output_layer,
+        batch_size=settings.batch_size,
     )
     corrupt = found.config["corrupt"]
     if corrupt:
@@ -58,19 +73,25 @@ def index():
     for name, reason in list(corrupt.items())[:20]:
         print(f"  {name}: {reason}")
     if len(corrupt) > 20:
-        print(f"  and more, see {FLAGS.index}/index.json")
+        print(f"  and more, see {settings.index}/index.json")
 
 
-def query():
+def query(call: Call[QuerySettings]) -> None:
+    from seed_tf.reporting import tables
+    from seed_tf.search.drawing import draw
+
+    settings = call.settings
     pictures = []
-    for name in FLAGS.image:
+    for name in settings.image:
         with open(name, "rb") as file:
             pictures.append(file.read())
-    images = search.ImageSearch(search.Index(FLAGS.index), FLAGS.encoder)
+    images = seed_tf.search.ImageSearch(
+        seed_tf.search.Index(settings.index), settings.encoder
+    )
     results = []
-    for name, picture in zip(FLAGS.image, pictures, strict=True):
+    for name, picture in zip(settings.image, pictures, strict=True):
         try:
-            results.append(images.search(picture, FLAGS.k))
+            results.append(images.search(picture, settings.k))
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
         rows = [
@@ -85,15 +106,17 @@ def query():
         ]
         print(f"\n{name}\n")
         print(tables.table(rows, list(rows[0])))
-    if FLAGS.output:
-        draw(FLAGS.image, results, images.index).savefig(FLAGS.output)
-        print(f"\nDrawn in {FLAGS.output}")
+    if settings.output:
+        draw(settings.image, results, images.index).savefig(settings.output)
+        print(f"\nDrawn in {settings.output}")
 
 
-def serve():
-    found = search.Index(FLAGS.index)
-    server = search.make_server(
-        lambda: search.ImageSearch(found, FLAGS.encoder), FLAGS.port
+def serve(call: Call[ServeSettings]) -> None:
+    settings = call.settings
+    found = seed_tf.search.Index(settings.index)
+    server = seed_tf.search.make_server(
+        lambda: seed_tf.search.ImageSearch(found, settings.encoder),
+        settings.port,
     )
     print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends)", flush=True)
     try:
@@ -104,25 +127,8 @@ def serve():
         server.server_close()
 
 
-# What each command needs.
-COMMANDS = {
-    index: ("images", "encoder", "index"),
-    query: ("index", "image"),
-    serve: ("index",),
+COMMAND = {
+    "index": Command(IndexSettings, index, resumable=True),
+    "query": Command(QuerySettings, query),
+    "serve": Command(ServeSettings, serve),
 }
-
-
-def main(arguments):
-    for command, needed in COMMANDS.items():
-        if arguments[1:] != [command.__name__]:
-            continue
-        missing = [f"--{name}" for name in needed if not FLAGS[name].value]
-        if missing:
-            raise ValueError(
-                f"{command.__name__} needs {', '.join(missing)}. Try --help."
-            )
-        return command()
-    raise ValueError(
-        "Expected one of index, query, serve. "
-        f"Received: {' '.join(arguments[1:]) or 'nothing'}. Try --help."
-    )

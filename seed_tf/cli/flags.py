@@ -1,0 +1,308 @@
+"""absl flags from dataclasses of settings.
+
+A command declares its settings as a frozen dataclass of `setting` fields. The
+flags live in an `absl.flags.FlagValues` of their own, not in the process's:
+two commands in one process may then have a flag of the same name.
+
+This module imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+import shlex
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from absl import flags
+from absl import logging as _logging  # defines --verbosity
+
+from seed_tf.config import setting
+
+Settings = TypeVar("Settings")
+Error = flags.Error
+
+
+class HelpRequested(Exception):  # noqa: N818
+    """The user asked for help. The message is the help."""
+
+
+def repeated(default: tuple, help: str, **constraints: Any) -> Any:
+    """A setting whose flag takes one value and may be given several times.
+
+    Flags of other tuples take several values, separated by commas. Use this one
+    for paths, which may contain commas.
+
+    Args:
+        default: the values without any from the user.
+        help: as of `setting`.
+        **constraints: as of `setting`.
+    """
+    field = setting(default, help, **constraints)
+    field.metadata = types.MappingProxyType({**field.metadata, "repeat": True})
+    return field
+
+
+@dataclasses.dataclass(frozen=True)
+class Call(Generic[Settings]):
+    """A parsed command line.
+
+    Attributes:
+        command: the command's name, `"distill"` or `"search index"`.
+        settings: all settings.
+        given: the values that the user gave, by name.
+        arguments: what is not a flag.
+        flags: the flags that the user gave, as text, by name.
+    """
+
+    command: str
+    settings: Settings
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    flags: Mapping[str, tuple[str, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def words(self, *, without: Sequence[str] = ()) -> list[str]:
+        """The command line after the program's name.
+
+        Args:
+            without: names of flags to leave out.
+        """
+        given = [
+            text
+            for name, texts in self.flags.items()
+            if name not in without
+            for text in texts
+        ]
+        return [*self.command.split(), *self.arguments, *given]
+
+    def line(self) -> str:
+        """The command line to paste into a shell."""
+        return shlex.join(["python", "-m", "seed_tf", *self.words()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[Settings]):
+    """A command: its settings, and the function that runs it.
+
+    Attributes:
+        settings: a frozen dataclass of `setting` fields with defaults.
+        run: called with the parsed command line.
+        arguments: how usage names what is not a flag, `"RUN..."`.
+        instead: function of the given settings to a text, or None. The command
+            prints the text and ends: no required flag is missed.
+        resumable: whether the same command goes on where Ctrl-C stopped it.
+    """
+
+    settings: type[Settings]
+    run: Callable[[Call[Settings]], None]
+    arguments: str = ""
+    instead: Callable[[Mapping[str, Any]], str | None] | None = None
+    resumable: bool = False
+
+    def parse(self, name: str, words: Sequence[str], doc: str) -> Call:
+        """Parses a command line.
+
+        Args:
+            name: the command's name.
+            words: what follows the name on the command line.
+            doc: the first part of the help.
+
+        Raises:
+            HelpRequested: if the user asked for help.
+            absl.flags.Error: if a flag is unknown or missing, or has a bad
+                value.
+        """
+        fields = dataclasses.fields(self.settings)
+        kinds = typing.get_type_hints(self.settings)
+        values = flags.FlagValues()
+        for field in fields:
+            _define(values, field, kinds[field.name])
+        for name_of_help in ("help", "helpfull"):
+            flags.DEFINE_boolean(
+                name_of_help,
+                False,
+                "Show this help."
+                if name_of_help == "help"
+                else "Show the flags of absl, too.",
+                flag_values=values,
+            )
+        shared = flags.FLAGS.flags_by_module_dict()[_logging.__name__]
+        for flag in shared:
+            flag.unparse()
+            values[flag.name] = flag
+        if _asks_for_help(words):
+            shown = [*fields, *(shared if "--helpfull" in words else ())]
+            raise HelpRequested(self._help(name, doc, shown, kinds))
+        _, *arguments = values([name, *words])
+        if arguments and not self.arguments:
+            raise Error(f"Expected only flags. Received: {arguments[0]!r}.")
+        given = {
+            field.name: _frozen(values[field.name].value)
+            for field in fields
+            if values[field.name].present
+        }
+        if not (self.instead and self.instead(given)):
+            self._check_required(given)
+        texts = {
+            flag.name: _texts(flag)
+            for flag in (values[name] for name in values)
+            if flag.present
+        }
+        return Call(
+            name, self.settings(**given), given, tuple(arguments), texts
+        )
+
+    def _check_required(self, given):
+        missing = [
+            f"--{field.name}"
+            for field in dataclasses.fields(self.settings)
+            if field.metadata["required"] and given.get(field.name) is None
+        ]
+        if missing:
+            raise Error(f"{' and '.join(missing)} must be given.")
+
+    def _help(self, name, doc, shown, kinds):
+        usage = " ".join(filter(None, ("seed-tf", name, self.arguments)))
+        parts = [doc.strip(), f"Usage: {usage} [flags]"]
+        for each in shown:
+            if isinstance(each, dataclasses.Field):
+                text = _field_help(each, kinds[each.name])
+            else:
+                text = f"{each.help} (default: {each.default})"
+            parts.append(f"  --{each.name}\n" + _indented(text))
+        parts.append("  --helpfull\n" + _indented("Show absl's flags, too."))
+        return "\n\n".join(parts[:2]) + "\n\n" + "\n".join(parts[2:])
+
+
+def as_flags(message: str, names: Sequence[str]) -> str:
+    """Rewrites the arguments that a message of the library names as flags.
+
+    The library writes arguments in backticks: `` `output` `` becomes
+    `--output`, `` `overwrite=True` `` becomes `--overwrite`, and
+    `` `queue_size=64` `` becomes `--queue_size=64`.
+
+    Args:
+        message: str.
+        names: names of the command's flags. All else stays as it is.
+    """
+
+    def flag(match):
+        name, value = match["name"], match["value"]
+        if name not in names:
+            return match[0]
+        if value in (None, "True"):
+            return f"--{name}"
+        return f"--no{name}" if value == "False" else f"--{name}={value}"
+
+    return re.sub(r"`(?P<name>\w+)(?:=(?P<value>[^`]*))?`", flag, message)
+
+
+def _asks_for_help(words):
+    before_end = words[: words.index("--")] if "--" in words else words
+    return any(x in ("--help", "-help", "--helpfull") for x in before_end)
+
+
+def _unwrapped(kind):
+    """The type in `T | None` or `tuple[T, ...]`, and whether it is a tuple."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (kind,) = (x for x in typing.get_args(kind) if x is not type(None))
+    if typing.get_origin(kind) is tuple:
+        return typing.get_args(kind)[0], True
+    return kind, False
+
+
+def _define(values, field, kind):
+    kind, several = _unwrapped(kind)
+    meta = field.metadata
+    parser: flags.ArgumentParser
+    if kind is bool:
+        flags.DEFINE_boolean(
+            field.name, field.default, meta["help"], flag_values=values
+        )
+        return
+    if kind is int:
+        parser = flags.IntegerParser(meta["minimum"], meta["maximum"])
+    elif kind is float:
+        parser = flags.FloatParser(meta["minimum"], meta["maximum"])
+    elif meta["choices"]:
+        parser = flags.EnumParser(list(meta["choices"]))
+    else:
+        parser = flags.ArgumentParser()
+    serializer: flags.ArgumentSerializer = flags.ArgumentSerializer()
+    arguments = (field.name, field.default, meta["help"], values)
+    if several and meta.get("repeat"):
+        flags.DEFINE_multi(parser, serializer, *arguments)
+        return
+    if several:
+        parser, serializer = _Several(parser), flags.CsvListSerializer(",")
+    flags.DEFINE(parser, *arguments, serializer)
+
+
+class _Several(flags.ArgumentParser):
+    """Values separated by commas, as in CSV."""
+
+    def __init__(self, each):
+        super().__init__()
+        self._each = each
+
+    def parse(self, argument):
+        if isinstance(argument, str):
+            argument = next(csv.reader(io.StringIO(argument), strict=True), [])
+        return [
+            self._each.parse(x.strip() if isinstance(x, str) else x)
+            for x in argument
+        ]
+
+    def flag_type(self):
+        return f"comma-separated {self._each.flag_type()}"
+
+
+def _texts(flag):
+    """A given flag as on the command line."""
+    if isinstance(flag, flags.MultiFlag):
+        return tuple(f"--{flag.name}={value}" for value in flag.value)
+    return (flag.serialize(),)
+
+
+def _frozen(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _field_help(field, kind):
+    kind, several = _unwrapped(kind)
+    meta, default = field.metadata, field.default
+    notes = []
+    if meta["choices"]:
+        notes.append("one of " + ", ".join(meta["choices"]))
+    if meta["minimum"] is not None:
+        notes.append(f"at least {meta['minimum']}")
+    if meta["maximum"] is not None:
+        notes.append(f"at most {meta['maximum']}")
+    if several:
+        repeat = meta.get("repeat")
+        notes.append("may be repeated" if repeat else "separated by commas")
+    if meta["required"]:
+        notes.append("required")
+    elif isinstance(default, bool):
+        name = field.name if default else f"no{field.name}"
+        notes.append(f"default: --{name}")
+    elif several and default:
+        notes.append(f"default: {','.join(map(str, default))}")
+    elif default is not None and not several:
+        notes.append(f"default: {default}")
+    return f"{meta['help']} ({'; '.join(notes)})" if notes else meta["help"]
+
+
+def _indented(text):
+    indent = 6 * " "
+    return textwrap.fill(
+        text, 80, initial_indent=indent, subsequent_indent=indent
+    )

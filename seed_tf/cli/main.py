@@ -1,0 +1,165 @@
+"""The command line: `seed-tf <command>`, or `python -m seed_tf <command>`.
+
+This module, and the top level of every module of a command, import no
+TensorFlow: help and errors of usage answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import faulthandler
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+import seed_tf
+from seed_tf.cli import flags
+from seed_tf.version import __version__
+
+# The module of a command has its name, and begins with this line.
+COMMANDS = {
+    "pretrain": "Trains an encoder with MoCo v2, as a teacher or a baseline.",
+    "distill": "Distils a small student from a trained teacher with SEED.",
+    "cache": "Stores fixed views and a teacher's embeddings to train from.",
+    "advise": "Recommends a temperature and a queue size for your images.",
+    "evaluate": "Measures the features of encoders: k-NN, probes, fine-tuning.",
+    "detect": "Fine-tunes encoders as backbones of object detectors.",
+    "report": "Compares runs: settings, curves, accuracy and cost.",
+    "search": "Searches a folder of images by image.",
+    "export": "Writes an encoder for TensorFlow Serving, LiteRT or ONNX.",
+    "convert": "Converts published checkpoints to Keras, and back to PyTorch.",
+    "quickstart": "Distils a tiny encoder of handwritten digits in minutes.",
+}
+
+
+def main() -> None:
+    """Runs the command line of this process, and ends the process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Runs a command.
+
+    Args:
+        words: the command line after the program's name.
+
+    Returns:
+        The exit status: 0, 1 after an error, 128 + n after signal n.
+    """
+    words = list(words)
+    try:
+        command, call = _parse(words)
+    except flags.HelpRequested as request:
+        print(request)
+        return 0
+    except flags.Error as error:
+        named = [x for x in words[:1] if x in COMMANDS]
+        usage = " ".join(["seed-tf", *named, "--help"])
+        print(f"Error: {error}\nSee: {usage}", file=sys.stderr)
+        return 1
+    _prepare()
+    return _guarded(command, call)
+
+
+def _parse(words):
+    if not words or words[0] in ("--help", "-h", "help", "--helpfull"):
+        raise flags.HelpRequested(_overview())
+    if words[0] == "--version":
+        raise flags.HelpRequested(__version__)
+    name, *words = words
+    if name not in COMMANDS:
+        raise flags.Error(_unknown("command", name, COMMANDS))
+    module = importlib.import_module(f"seed_tf.cli.{name}")
+    command = module.COMMAND
+    if isinstance(command, dict):  # of commands
+        if not words or words[0] not in command:
+            if {"--help", "--helpfull"} & set(words):
+                raise flags.HelpRequested(
+                    f"{module.__doc__.strip()}\n\n"
+                    f"Commands: {', '.join(command)}. Each has --help."
+                )
+            word = words[0] if words else "nothing"
+            raise flags.Error(_unknown(f"command of {name}", word, command))
+        second, *words = words
+        name, command = f"{name} {second}", command[second]
+    return command, command.parse(name, words, module.__doc__)
+
+
+def _overview():
+    lines = [f"  {name:<12}{line}" for name, line in COMMANDS.items()]
+    return "\n".join(
+        [
+            "SEED distillation of small image encoders.",
+            "",
+            "Usage: seed-tf COMMAND [flags]",
+            "",
+            *lines,
+            "",
+            "seed-tf COMMAND --help shows the flags of a command.",
+        ]
+    )
+
+
+def _unknown(kind, word, known):
+    close = difflib.get_close_matches(word, known, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"Unknown {kind}: {word!r}.{hint} Expected one of {', '.join(known)}."
+    )
+
+
+def _prepare():
+    """Readies the process for a command, before TensorFlow is imported.
+
+    This is the place for environment variables that TensorFlow reads.
+    """
+    faulthandler.enable()
+    import tensorflow as tf
+
+    seed_tf._register_classes()
+    logging.use_absl_handler()
+    if not logging.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # TensorFlow raises it
+        tf.get_logger().setLevel("WARNING")
+
+
+def _guarded(command, call):
+    """Runs a command. An expected error becomes one line."""
+    import tensorflow as tf
+
+    from seed_tf.training import Stopped, devices
+
+    try:
+        command.run(call)
+    except Stopped as stop:
+        print(f"{stop} The same command goes on:\n  {call.line()}")
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        if command.resumable:
+            print(f"Stopped. The same command goes on:\n  {call.line()}")
+        return 130
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        logging.debug("", exc_info=True)  # shown with --verbosity=1
+        names = [x.name for x in dataclasses.fields(command.settings)]
+        message = flags.as_flags(str(error), names)
+        print(f"Error: {message}", file=sys.stderr)
+        return 1
+    except tf.errors.OpError as error:
+        if not devices.worker_lost(error):
+            raise
+        logging.warning("Another worker is gone (%s): starting anew.", error)
+        _restart(call)
+    return 0
+
+
+def _restart(call):
+    """Replaces this process by a new one, which waits for the lost worker.
+
+    The new process resumes the run, so it must not remove it.
+    """
+    words = call.words(without=["overwrite"])
+    os.execv(sys.executable, [sys.executable, "-m", "seed_tf", *words])
