@@ -15,11 +15,10 @@ import time
 
 import keras
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 
 import seed_tf
 from seed_tf import detection
-from seed_tf.cli import common
 from seed_tf.detection.synthetic_detection import synthetic_detection
 from seed_tf.encoders.resnet import resnet
 from seed_tf.io.units import duration
@@ -118,4 +117,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    common.run(main)
+    app.run(main)

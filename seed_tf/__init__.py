@@ -92,7 +92,8 @@ def _is_command_line() -> bool:
 
 def _register_classes() -> None:
     """Imports the classes that Keras finds by name when it loads a file."""
-    for name in ("encoders", "losses", "moco", "optimizers", "seed"):
+    modules = ("encoders", "encoders.classifier", "losses", "optimizers")
+    for name in (*modules, "moco", "seed"):
         importlib.import_module(f"{__name__}.{name}")
 
 

@@ -82,7 +82,7 @@ def _parse(words):
                     f"{module.__doc__.strip()}\n\n"
                     f"Commands: {', '.join(command)}. Each has --help."
                 )
-            word = words[0] if words else "nothing"
+            word = words[0] if words else ""
             raise flags.Error(_unknown(f"command of {name}", word, command))
         second, *words = words
         name, command = f"{name} {second}", command[second]
@@ -134,7 +134,11 @@ def _guarded(command, call):
     from seed_tf.training import Stopped, devices
 
     try:
-        command.run(call)
+        text = command.instead and command.instead(call.given)
+        if text:
+            print(text)
+        else:
+            command.run(call)
     except Stopped as stop:
         print(f"{stop} The same command goes on:\n  {call.line()}")
         return 128 + stop.signal

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from keras import ops
 
 from seed_tf import random
 from seed_tf.encoders import Encoder
+from seed_tf.encoders.classifier import Classifier
 from seed_tf.evaluation.labels import accuracies, check_classes, check_labelled
 from seed_tf.evaluation.linear_probe import DivergenceError
 from seed_tf.images import check_channels, check_value_range
@@ -36,47 +36,6 @@ class FineTuneResult:
     mean_per_class: float
     loss: float
     model: keras.Model
-
-
-@keras.saving.register_keras_serializable(package="seed_tf")
-class Classifier(keras.Model):
-    """A dense layer on the pooled features of an encoder.
-
-    Args:
-        encoder: `Encoder` or keras.Model that gives `[B, C]`.
-        num_classes: positive int.
-        seed: int, of the kernel, N(0, 0.01); the bias starts at zero.
-    """
-
-    def __init__(self, encoder, num_classes, seed=0, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-        self.encoder, self.num_classes, self.seed = encoder, num_classes, seed
-        self.logits = keras.layers.Dense(
-            num_classes,
-            kernel_initializer=keras.initializers.RandomNormal(
-                stddev=0.01, seed=seed
-            ),
-            dtype="float32",
-            name="logits",
-        )
-
-    def call(self, images, training=False):
-        features = getattr(self.encoder, "features", self.encoder)
-        features = features(ops.cast(images, "float32"), training=training)
-        return self.logits(features)
-
-    def get_config(self):
-        encoder = keras.saving.serialize_keras_object(self.encoder)
-        return {
-            **super().get_config(),
-            **{"encoder": encoder, "num_classes": self.num_classes},
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        encoder = keras.saving.deserialize_keras_object(config["encoder"])
-        return cls(**{**config, "encoder": encoder})
 
 
 def training_view(image_size):

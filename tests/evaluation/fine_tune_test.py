@@ -7,7 +7,8 @@ from absl.testing import absltest, parameterized
 
 import seed_tf
 from seed_tf import evaluation
-from seed_tf.evaluation.fine_tune import Classifier, training_view
+from seed_tf.encoders.classifier import Classifier
+from seed_tf.evaluation.fine_tune import training_view
 
 
 def tiny_encoder():

@@ -11,7 +11,7 @@ import onnxruntime
 import tensorflow as tf
 from absl.testing import absltest, flagsaver, parameterized
 from ai_edge_litert.interpreter import Interpreter
-from helpers.runs import import_launcher
+from helpers.runs import import_benchmark
 from PIL import Image
 
 import seed_tf
@@ -25,7 +25,7 @@ SIZE = 16
 
 def setUpModule():
     global formats
-    formats = import_launcher("benchmarks.formats")
+    formats = import_benchmark("benchmarks.formats")
     keras.utils.set_random_seed(0)
 
 

@@ -1,6 +1,8 @@
 """What tests of whole runs share."""
 
+import contextlib
 import importlib
+import io
 import os
 import pathlib
 import socket
@@ -13,16 +15,41 @@ from absl import flags
 from PIL import Image
 
 import seed_tf
+from seed_tf.cli import main
 
 
-def import_launcher(name):
-    """Imports a module that defines flags, in place of others before it.
+def command(*words, code=0):
+    """Runs a command in this process, as `seed-tf` does.
 
-    absl's flags are the process's, and no two modules can define one twice.
+    Args:
+        *words: the command line after the program's name.
+        code: the exit status to expect.
+
+    Returns:
+        What the command printed, errors included.
+
+    Raises:
+        AssertionError: if the command ends with another exit status.
+    """
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        ended = main.run(words)
+    if ended != code:
+        raise AssertionError(f"{ended}: {printed.getvalue()[-4000:]}")
+    return printed.getvalue()
+
+
+def import_benchmark(name):
+    """Imports a benchmark, whose flags replace those of others before it.
+
+    The flags of benchmarks are the process's: two cannot define one of a name.
     """
     for flag in list(flags.FLAGS):
         module = flags.FLAGS.find_module_defining_flag(flag, "")
-        if module.startswith(("seed_tf.cli.", "benchmarks.")):
+        if module.startswith("benchmarks."):
             sys.modules.pop(module, None)
             if flag in flags.FLAGS:  # an alias goes with its flag
                 delattr(flags.FLAGS, flag)
