@@ -10,10 +10,13 @@ Anything may be raised for a damaged file: decoders do.
 """
 
 import io
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
+
+from seed_tf.images import shorter_side
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # PIL's own limit, half of the one at which it refuses: 256 MB of RGB.
@@ -32,6 +35,35 @@ _TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+
+
+def centre_crops(paths: Iterable[str], image_size: int = 224) -> np.ndarray:
+    """Reads image files as evaluation sees them.
+
+    The shorter side is resized as 256 is to 224, and the central square is cut
+    out.
+
+    Args:
+        paths: Image files, at least one.
+        image_size: Side S of the squares, in pixels.
+
+    Returns:
+        uint8 `[N, S, S, 3]`, RGB in [0, 255].
+
+    Raises:
+        ValueError: if a file cannot be read.
+    """
+    squares = []
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                image = EncodedImage(file.read())
+            squares.append(image.square(image_size, shorter_side(image_size)))
+        except Exception as error:  # decoders raise anything for damaged data
+            raise ValueError(
+                f"{str(path)!r} cannot be read: {error}"
+            ) from error
+    return np.stack(squares)
 
 
 class EncodedImage:

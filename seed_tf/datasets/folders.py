@@ -4,6 +4,7 @@ import mmap
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -76,8 +77,26 @@ class ImageFolder:
         return os.path.join(self._folders[folder], name), self._labels[folder]
 
 
-def check_folder(path):
-    """Raises ValueError unless there is a folder `path`."""
+def image_files(folder: str) -> Iterator[str]:
+    """Yields the paths of all image files below a folder.
+
+    Files come folder by folder, sorted by name, in the order of `ImageFolder`.
+    Hidden files and folders are skipped. Links are followed, except into a
+    folder that contains the link.
+
+    Args:
+        folder: Path of an existing folder. Yielded paths begin with it.
+
+    Raises:
+        ValueError: if a folder cannot be read.
+    """
+    for path, _, names in _walk(folder):
+        for name in names.split(b"\0")[:-1]:
+            yield os.path.join(path, os.fsdecode(name))
+
+
+def check_folder(path: str | None) -> None:
+    """Raises ValueError unless `path` is an existing folder."""
     if path is None or not os.path.isdir(path):
         raise ValueError(
             f"`data_dir` must be an existing folder. Received: {path!r}."

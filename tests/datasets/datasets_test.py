@@ -340,6 +340,29 @@ class FolderTest(parameterized.TestCase):
         labels = [files[i][1] for i in range(8)]
         self.assertEqual(labels, [-1, -1, -1, 0, 0, 0, 0, 1])
 
+    def test_walk_has_the_files_of_an_image_folder(self):
+        files = ImageFolder(self.root, "train")
+        walked = list(datasets.image_files(self.root))
+        self.assertEqual(walked, [files[i][0] for i in range(files.size)])
+
+    def test_centre_crops_are_those_of_load(self):
+        paths = list(datasets.image_files(self.root))
+        images = next(
+            iter(
+                datasets.load(
+                    "folder",
+                    data_dir=self.root,
+                    image_size=14,
+                    resize=16,
+                    batch_size=len(paths),
+                    shuffle=False,
+                )
+            )
+        )
+        np.testing.assert_array_equal(datasets.centre_crops(paths, 14), images)
+        with self.assertRaisesRegex(ValueError, "cannot be read"):
+            datasets.centre_crops([__file__], 14)
+
     def test_nothing_is_done_per_file(self):
         """No file is looked at before the first batch."""
         self.write_all(*(f"{i % 3}/{i}.png" for i in range(60)))
