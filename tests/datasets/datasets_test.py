@@ -341,11 +341,15 @@ class FolderTest(parameterized.TestCase):
         self.assertEqual(labels, [-1, -1, -1, 0, 0, 0, 0, 1])
 
     def test_walk_has_the_files_of_an_image_folder(self):
+        self.write_all("b.png", "z/a.PNG", "a/2.png", "a/b/0.png", ".c.png")
         files = ImageFolder(self.root, "train")
         walked = list(datasets.image_files(self.root))
         self.assertEqual(walked, [files[i][0] for i in range(files.size)])
 
     def test_centre_crops_are_those_of_load(self):
+        for i in range(3):
+            data = encoded(picture(30 + i, 40, i), "JPEG")
+            self.write(f"{i}.jpg", data)
         paths = list(datasets.image_files(self.root))
         images = next(
             iter(
