@@ -17,7 +17,7 @@ SMALLER = {
     "moco_v2(224), 200": "moco_v2(32), 2",
     "views=views, epochs": "batch_size=4, views=views, epochs",
     "batch_size=256": "batch_size=4",
-    'Encoder("mobilenet_v3_large")': "Encoder(tiny)",
+    'Encoder("mobilenet_v3_large")': "Encoder(tiny, embedding_dim=16)",
     "shuffle=False": "shuffle=False, image_size=32",
 }
 
