@@ -9,10 +9,10 @@ views, both towers, loss, queue, optimiser. The second runs each alone and tells
 the kernels that take longest. The third runs them in turns with the authors'
 algorithm in PyTorch (`benchmarks.torch_seed`), which gets views ready in the
 GPU's memory. The contenders of a case are compiled at once and share that
-memory: on a GPU of 80 GB give case d one `--precision` at a time. Needed of
-this repository are `benchmarks` and `tests/torch_layouts.py`. Cases as in
-`benchmarks.step`, batch 256, 224 px. "float32" means TF32 products on both
-sides, as both frameworks' compilers choose.
+memory: on a GPU of 80 GB give case d one `--precision` at a time. The GPU
+machine needs the folders `benchmarks` and `seed_tf` of this repository. Cases
+as in `benchmarks.step`, batch 256, 224 px. "float32" means TF32 products on
+both sides, as both frameworks' compilers choose.
 
 Most of the time goes to XLA's trials of kernels, up to two minutes a program,
 which are better made without others at work. XLA keeps their results:

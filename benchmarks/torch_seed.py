@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.helpers import torch_layouts
+from seed_tf.conversion import torch_networks
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -142,25 +142,26 @@ def network(name):
 
 def network_of(name, encoder):
     """The same with the weights of a `seed_tf.Encoder`."""
+    from seed_tf.checkpoints.weights import state_dict
+
     net = skeleton(name)
-    torch_layouts.load_keras_weights(net[0], encoder.backbone)
-    torch_layouts.load_keras_weights(net[1], encoder.head)
-    # They are views of Keras's variables, which their own training changes.
-    state = {key: value.clone() for key, value in net.state_dict().items()}
-    net.load_state_dict(state, assign=True)
-    return net.requires_grad_(True)
+    weights = {
+        f"{int(key.startswith('fc.'))}.{key}": array
+        for key, array in state_dict(encoder).items()
+    }
+    return torch_networks.load(net, weights).train().requires_grad_(True)
 
 
 def skeleton(name):
     """The network without weights."""
-    net = torch_layouts.backbone(name)
+    net = torch_networks.backbone(name)
     with torch.device("meta"):
-        width = net.width
-        layers = [nn.Linear(width, width), nn.ReLU(True), nn.Linear(width, 128)]
-    head = nn.Sequential(collections.OrderedDict(fc=nn.Sequential(*layers)))
+        layers = torch_networks.head("mlp", net.width, net.width, 128)
+    layers[1].inplace = True
+    head = nn.Sequential(collections.OrderedDict(fc=layers))
     for module in net.modules():
         module.__class__ = _IN_PLACE.get(type(module), type(module))
-        if isinstance(module, torch_layouts.SameConv):
+        if isinstance(module, torch_networks.SameConv):
             _pad_itself(module)
     return nn.Sequential(net, head)
 
@@ -175,14 +176,14 @@ def normalised(images):
     return ((images - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, -3)
 
 
-class _BasicBlock(torch_layouts.BasicBlock):
+class _BasicBlock(torch_networks.BasicBlock):
     def forward(self, x):
         y = self.bn1(self.conv1(x)).relu_()
         y = self.bn2(self.conv2(y))
         return y.add_(self.downsample(x)).relu_()
 
 
-class _Bottleneck(torch_layouts.Bottleneck):
+class _Bottleneck(torch_networks.Bottleneck):
     def forward(self, x):
         y = self.bn1(self.conv1(x)).relu_()
         y = self.bn2(self.conv2(y)).relu_()
@@ -191,8 +192,8 @@ class _Bottleneck(torch_layouts.Bottleneck):
 
 
 _IN_PLACE = {
-    torch_layouts.BasicBlock: _BasicBlock,
-    torch_layouts.Bottleneck: _Bottleneck,
+    torch_networks.BasicBlock: _BasicBlock,
+    torch_networks.Bottleneck: _Bottleneck,
 }
 
 

@@ -24,6 +24,8 @@ from seed_tf.checkpoints import layouts, loading, torch_files
 try:
     import torch
     from helpers import torch_layouts
+
+    from seed_tf.conversion import torch_networks
 except ImportError:
     torch = None
 
@@ -138,15 +140,9 @@ class TeachersTest(PublishedTestCase):
         """Without their weights, which are up to 2.4 GB."""
         with torch.device("meta"):
             net = torch.nn.Module()
-            net.backbone = torch_layouts.resnet(name, "imagenet")
+            net.backbone = torch_networks.backbone(name)
             width = net.backbone.width
-            norm = [torch.nn.BatchNorm1d(hidden)] if head == "mlp_bn" else []
-            net.head = torch.nn.Sequential(
-                torch.nn.Linear(width, hidden),
-                *norm,
-                torch.nn.ReLU(),
-                torch.nn.Linear(hidden, 128),
-            )
+            net.head = torch_networks.head(head, width, hidden, 128)
         state = torch_layouts.Network.state(net, "module.", "projection_head")
         contents = layouts.recognise(state)
         self.assertEqual(contents.source, "swav")
@@ -154,7 +150,7 @@ class TeachersTest(PublishedTestCase):
         self.assertEqual(
             contents.encoder,
             {"head": "mlp", "hidden_dim": hidden, "embedding_dim": 128}
-            | ({"head_batch_norm": True} if norm else {}),
+            | ({"head_batch_norm": True} if head == "mlp_bn" else {}),
         )
 
     @parameterized.product(
@@ -222,7 +218,7 @@ class StudentsTest(PublishedTestCase):
         student = seed_tf.checkpoints.load_student(self.path, head=True)
         with self.assertRaises(AssertionError):
             self.assert_same(student, net, (200,))
-        with mock.patch.object(torch_layouts.SameConv, "dynamic", True):
+        with mock.patch.object(torch_networks.SameConv, "dynamic", True):
             self.assert_same(student, net, (200,))
 
     def test_students_of_moco_v1_have_a_linear_head(self):

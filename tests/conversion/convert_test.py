@@ -130,14 +130,14 @@ class ExplainTest(PublishedTestCase):
         contents = loading.read(self.path)
         encoder = loading.build(contents, self.path)
         images = random_images(2, 96)
-        compare = explaining.reference.compare_blocks
+        compare = explaining.torch_reference.compare_blocks
         rows = compare(encoder, contents, images)
         self.assertLess(max(alone for _, alone, _ in rows), 1e-4)
         self.assertLess(rows[0][2], 1e-5)
         self.assertEqual(rows[-1][0] == "head", head is not None)
         # The reference is the published network, and not what Keras has.
         with torch.inference_mode():
-            steps = explaining.reference.blocks(
+            steps = explaining.torch_reference.blocks(
                 contents.tensors, encoder.backbone
             )
             x = torch.randn(1, 3, 96, 96)
@@ -168,7 +168,7 @@ class ExplainTest(PublishedTestCase):
         contents = loading.read(prefix)
         encoder = loading.build(contents, prefix)
         for size in (64, 90):
-            rows = explaining.reference.compare_blocks(
+            rows = explaining.torch_reference.compare_blocks(
                 encoder, contents, random_images(2, size)
             )
             self.assertLess(max(alone for _, alone, _ in rows), 1e-5)

@@ -14,6 +14,8 @@ from seed_tf import encoders
 try:
     import torch
     from helpers import torch_layouts
+
+    from seed_tf.conversion import torch_networks
 except ImportError:
     torch = None
 
@@ -119,7 +121,7 @@ class EncodersTorchTest(parameterized.TestCase):
         with fast_initializers():
             model = encoders.backbone(name, stem=stem)
         randomise(model, images, model)
-        net = torch_layouts.backbone(name, stem)
+        net = torch_networks.backbone(name, stem)
         torch_layouts.load_keras_weights(net, model)
         self.assertEqual(
             sum(math.prod(v.shape) for v in model.trainable_variables),
@@ -146,7 +148,7 @@ class EncodersTorchTest(parameterized.TestCase):
                 layer.rate = 0.0
         randomise(model, normalised(random_images(8, size, seed=1)), model)
         old = {v.path: v.numpy() for v in model.weights}
-        net = torch_layouts.backbone(name)
+        net = torch_networks.backbone(name)
         pairs = torch_layouts.load_keras_weights(net, model)
 
         counts = {}  # values that each BatchNorm averages over
@@ -205,11 +207,11 @@ class EncodersTorchTest(parameterized.TestCase):
 
     def test_leftovers_are_refused(self):
         model = encoders.backbone("resnet18")
-        net = torch_layouts.backbone("resnet18")
+        net = torch_networks.backbone("resnet18")
         del net.layer2[0].downsample
         with self.assertRaisesRegex(ValueError, "layer2_0_downsample_0/kernel"):
             torch_layouts.load_keras_weights(net, model)
-        net = torch_layouts.backbone("resnet18")
+        net = torch_networks.backbone("resnet18")
         net.layer2[0].add_module("shortcut", torch.nn.Linear(1, 1))
         with self.assertRaisesRegex(ValueError, "layer2_0_shortcut"):
             torch_layouts.load_keras_weights(net, model)

@@ -53,7 +53,7 @@ class ProblemsTest(parameterized.TestCase):
         ("seed_tf/seed.py", "import benchmarks.cases", "may not import bench"),
         (
             "benchmarks/knn.py",
-            "from helpers import runs",
+            "from tests.helpers import runs",
             "may not import tests",
         ),
         ("experiments/search.py", "from seed_tf import search", "launchers"),
