@@ -8,6 +8,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, flagsaver, parameterized
 
@@ -228,6 +229,7 @@ print(*("|".join(row.values()) for row in rows), sep="\\n")
 """
 
 
+@pytest.mark.slow
 class StepGPUTest(absltest.TestCase):
     def run_python(self, *arguments):
         # Not in this process, whose flags are those of other benchmarks.
@@ -272,6 +274,7 @@ class StepGPUTest(absltest.TestCase):
         )
 
 
+@pytest.mark.slow
 class Cifar10GPUTest(absltest.TestCase):
     def test_networks_come_back_as_they_were_sent(self):
         folder = pathlib.Path(self.create_tempdir().full_path)

@@ -12,9 +12,9 @@ from helpers.runs import pictures, tiny_teacher
 from tools.architecture import ROOT
 
 # All that differs from the README, so that an example takes seconds: views of
-# 32 pixels, two epochs of eight photographs, a student of a few weights.
+# 32 pixels, six epochs of eight photographs, a student of a few weights.
 SMALLER = {
-    "moco_v2(224), 200": "moco_v2(32), 2",
+    "moco_v2(224), 200": "moco_v2(32), 6",
     "views=views, epochs": "batch_size=4, views=views, epochs",
     "batch_size=256": "batch_size=4",
     'Encoder("mobilenet_v3_large")': "Encoder(tiny, embedding_dim=16)",
