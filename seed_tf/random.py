@@ -1,35 +1,60 @@
 """Randomness as a pure function of keys, one key per image.
 
-TensorFlow's stateless operators take one seed for a whole tensor, so that the
-draws of an image would depend on its place in the batch and on the batch's
-size. Here every image has a key of its own, and with it the same random
-numbers in whatever batch, replica or order it is seen. Eagerly, in
-`tf.function`, in `tf.data` and under XLA the bits are the same.
+TensorFlow's stateless operators take one seed for a whole tensor: the draws of
+an image would depend on its place in the batch and on the size of the batch.
+Here every image has a key of its own, and with it the same random numbers in
+every batch, replica and order. Eagerly, in `tf.function`, in `tf.data` and
+under XLA the bits are the same.
+
+All keys of a run derive from its seed by three functions. `image_seeds` gives
+the keys of the images of a step. `view_keys` gives from them the keys of
+views; training, decoding and view caches agree because all of them call it.
+`purpose_key` gives a key for anything but images, such as the order of an
+epoch.
 
 The generator is Threefry-2x32 with 20 rounds: Salmon et al., "Parallel random
 numbers: as easy as 1, 2, 3", SC 2011.
 """
 
+from __future__ import annotations
+
+import inspect
+
 import tensorflow as tf
+
+__all__ = [
+    "fold_in",
+    "image_seeds",
+    "purpose_key",
+    "takes_seeds",
+    "threefry",
+    "uniform",
+    "view_keys",
+]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _DRAW, _FOLD = 0, 1  # second counter word: keeps draws and new keys apart
 
 
-def image_seeds(seed, step, batch_size, offset=0):
+def image_seeds(
+    seed: int,
+    step: int | tf.Tensor,
+    batch_size: int | tf.Tensor,
+    offset: int | tf.Tensor = 0,
+) -> tf.Tensor:
     """Returns one key per image of a training step.
 
-    A key depends on the run, the step and the image's position in the global
-    batch, and on nothing else: N replicas draw what one device would, and a
-    resumed run what an uninterrupted one would.
+    A key depends only on the run, the step and the position of the image in
+    the global batch. So N replicas draw the same as one device, and a resumed
+    run draws the same as an uninterrupted one.
 
     Args:
         seed: int, the run's seed, taken modulo 2**64.
         step: int64 scalar, of any sign.
         batch_size: int or int32 scalar, images in this (replica's) batch.
-        offset: int or int32 scalar, position of the first of them in the
-            global batch: replica index times the replica's batch size.
+        offset: int or int32 scalar, position of the replica's first image in
+            the global batch: replica index times the replica's batch size.
 
     Returns:
         uint32 `[batch_size, 2]`.
@@ -42,13 +67,47 @@ def image_seeds(seed, step, batch_size, offset=0):
     True
     """
     run = tf.constant([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], tf.uint32)
-    # A bitcast, since what a cast of a negative step gives is not defined.
+    # A bitcast, because the cast of a negative step is not defined.
     step = tf.bitcast(tf.cast(step, tf.int64), tf.uint32)
     key = threefry(run, step[0], step[1])
     return fold_in(key, tf.range(batch_size) + offset)
 
 
-def fold_in(seeds, data):
+def view_keys(image_keys: tf.Tensor, stream: int | tf.Tensor = 0) -> tf.Tensor:
+    """Returns the keys of views, which views take as `seeds`.
+
+    Args:
+        image_keys: uint32 `[..., 2]`, from `image_seeds` or a view cache.
+        stream: int or integer tensor that broadcasts with `[...]`, the number
+            of the view: 0, and for MoCo's second view of an image 1.
+
+    Returns:
+        uint32 `[..., 2]`.
+    """
+    return fold_in(image_keys, stream)
+
+
+def takes_seeds(views) -> bool:
+    """Whether views, a layer or function, are functions of `seeds`."""
+    call = getattr(views, "call", views)
+    return "seeds" in inspect.signature(call).parameters
+
+
+def purpose_key(seed: int, step: int | tf.Tensor, purpose: int) -> tf.Tensor:
+    """Returns a key for something other than the images of a step.
+
+    Args:
+        seed: int, as in `image_seeds`.
+        step: int64 scalar, a step or an epoch.
+        purpose: int, a large constant, different for every use.
+
+    Returns:
+        uint32 `[2]`.
+    """
+    return fold_in(image_seeds(seed, step, 1)[0], purpose)
+
+
+def fold_in(seeds: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     """Returns new keys, one for each pair of a key and a number.
 
     Args:
@@ -58,18 +117,18 @@ def fold_in(seeds, data):
             `n` for each of `[B, 2]`.
 
     Returns:
-        uint32 `[..., 2]`, independent of one another and of `uniform`'s draws
-        from the old keys.
+        uint32 `[..., 2]`. The new keys are independent of one another and of
+        the numbers that `uniform` draws from the old keys.
     """
     return threefry(seeds, tf.cast(data, tf.uint32), _u32(_FOLD))
 
 
-def uniform(seeds, n):
+def uniform(seeds: tf.Tensor, n: int) -> tf.Tensor:
     """Returns `n` uniform numbers for each key.
 
     Args:
         seeds: uint32 `[..., 2]`, keys.
-        n: int, how many. More of them start with the same ones.
+        n: int. A larger `n` appends numbers and keeps the earlier ones.
 
     Returns:
         float32 `[..., n]` in [0, 1), multiples of 2**-24.
@@ -79,19 +138,22 @@ def uniform(seeds, n):
     bits = threefry(seeds[..., None, :], counter, _u32(_DRAW))
     shape = tf.concat([tf.shape(seeds)[:-1], [2 * blocks]], 0)
     bits = tf.reshape(bits, shape)[..., :n]
-    # 24 bits are what a float32 holds exactly; the shift also makes them fit
-    # the signed type, whose conversion every device has.
+    # A float32 holds 24 bits exactly. The shift also makes them fit the signed
+    # type, which every device can convert.
     bits = tf.cast(tf.bitwise.right_shift(bits, _u32(8)), tf.int32)
     return tf.cast(bits, tf.float32) * 2.0**-24
 
 
-def threefry(key, counter0, counter1):
-    """Threefry-2x32-20, for each key a bijection of counters.
+def threefry(
+    key: tf.Tensor, counter0: tf.Tensor, counter1: tf.Tensor
+) -> tf.Tensor:
+    """Returns Threefry-2x32-20 of counters, a bijection for each key.
 
     Args:
         key: uint32 `[..., 2]`.
         counter0: uint32 tensor, the counter's first word.
-        counter1: uint32 tensor, its second; both broadcast with `[...]`.
+        counter1: uint32 tensor, the counter's second word. Both broadcast
+            with `[...]`.
 
     Returns:
         uint32 `[..., 2]`, random bits.
@@ -101,8 +163,8 @@ def threefry(key, counter0, counter1):
     return tf.stack(words, axis=-1)
 
 
-# Traced once: its operations by the hundred would take a start 20 ms wherever
-# something is drawn.
+# Traced once: a hundred operations would add 20 ms to the start of a program
+# at every place that draws numbers.
 @tf.function(
     input_signature=[tf.TensorSpec(None, tf.uint32)] * 4, autograph=False
 )

@@ -1,7 +1,5 @@
 """What SEED and MoCo share: seeded views, safe steps, health metrics."""
 
-import inspect
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -54,8 +52,7 @@ class Trainer(keras.Model):
             trainable=False,
             aggregation="only_first_replica",
         )
-        call = getattr(views, "call", views)
-        self._views_take_seeds = "seeds" in inspect.signature(call).parameters
+        self._views_take_seeds = random.takes_seeds(views)
         self._means = {}
 
     # -- parts of a step ---------------------------------------------------
@@ -108,7 +105,7 @@ class Trainer(keras.Model):
                 replica = tf.distribute.get_replica_context()
                 index = replica.replica_id_in_sync_group if replica else 0
                 keys = random.image_seeds(self.seed, step, batch, index * batch)
-            options["seeds"] = random.fold_in(keys, stream)
+            options["seeds"] = random.view_keys(keys, stream)
         views = self.views(images, **options)
         return list(views) if isinstance(views, (list, tuple)) else [views]
 

@@ -6,6 +6,9 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from seed_tf import random
+from seed_tf.datasets import pipeline
+from seed_tf.trainer import Trainer
+from seed_tf.view_cache.cache import FixedViews
 
 
 def threefry_numpy(key, counter):
@@ -168,6 +171,66 @@ class UniformTest(parameterized.TestCase):
             )
         dataset = tf.data.Dataset.from_tensor_slices(steps).map(draw)
         np.testing.assert_array_equal(list(dataset), expected)
+
+
+class ViewKeysTest(absltest.TestCase):
+    """Every place that makes views, against keys that version 0.1 computed.
+
+    A change here would change the views of every run that goes on, and make
+    view caches worthless.
+    """
+
+    seed, step = 3, 7
+    first = [[272403510, 449103045], [1238088803, 16280393]]
+    second = [[4109565795, 4129396454], [1909015111, 1030730572]]
+
+    def test_from_seed_and_step(self):
+        keys = random.image_seeds(self.seed, self.step, 2, offset=5)
+        expected = [[3074016349, 2515638292], [981404126, 86237524]]
+        np.testing.assert_array_equal(keys, expected)
+        keys = random.image_seeds(self.seed, self.step, 2)
+        np.testing.assert_array_equal(random.view_keys(keys), self.first)
+        np.testing.assert_array_equal(random.view_keys(keys, 1), self.second)
+
+    def test_of_a_training_step(self):
+        received = []
+
+        def views(images, seeds):
+            received.append(seeds)
+            return tf.cast(images, tf.float32)
+
+        trainer = Trainer(views=views, seed=self.seed)
+        images = np.zeros((2, 8, 8, 3), "uint8")
+        step = tf.constant(self.step, tf.int64)
+        trainer.augment(images, step)
+        trainer.augment(images, step, stream=1)
+        keys = tf.constant([[1, 2], [3, 4]], tf.uint32)
+        trainer.augment({"images": images, "keys": keys}, step)
+        given = [[629003988, 1317161160], [1441834994, 695621559]]
+        np.testing.assert_array_equal(
+            received, [self.first, self.second, given]
+        )
+
+    def test_of_decoding(self):
+        keys = pipeline.live_keys(self.seed, (0, 2), 2)(self.step, {})
+        np.testing.assert_array_equal(keys[:, 0, 0], self.first)
+        np.testing.assert_array_equal(keys[:, 0, 1], self.second)
+        keys = tf.constant([[1, 2], [3, 4]], tf.uint32)
+        keys = pipeline.given_keys(self.step, {"keys": keys})
+        given = [[629003988, 1317161160], [1441834994, 695621559]]
+        np.testing.assert_array_equal(keys[:, 0, 0], given)
+
+    def test_of_a_view_cache(self):
+        fixed = FixedViews(self.seed, 4)
+        keys = fixed.keys(tf.constant([5, 6], tf.int64), [0, 2])
+        expected = [[166125189, 559364758], [330001956, 2894569701]]
+        np.testing.assert_array_equal(keys, expected)
+        chosen = fixed.chosen(9, 1, tf.range(6, dtype=tf.int64))
+        np.testing.assert_array_equal(chosen, [1, 2, 1, 0, 2, 3])
+
+    def test_views_that_take_no_seeds(self):
+        self.assertTrue(random.takes_seeds(lambda images, seeds=None: images))
+        self.assertFalse(random.takes_seeds(lambda images: images))
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def live_keys(seed, rows, num_views):
     def keys(step, along):
         start, end = rows
         seeds = random.image_seeds(seed, step, end - start, start)
-        return random.fold_in(seeds[:, None, None], tf.range(num_views))
+        return random.view_keys(seeds[:, None, None], tf.range(num_views))
 
     return keys
 
@@ -222,7 +222,7 @@ def given_keys(step, along):
     keys = along["keys"]
     if keys.shape.rank == 2:
         keys = keys[:, None]
-    return random.fold_in(keys, 0)[:, :, None]
+    return random.view_keys(keys)[:, :, None]
 
 
 def _with(along, images):

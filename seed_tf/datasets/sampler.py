@@ -97,8 +97,7 @@ class Sampler:
 
     def key(self, epoch):
         """uint32 `[2]`, the key of an epoch's permutations."""
-        key = random.image_seeds(self.seed, epoch, 1)[0]
-        return random.fold_in(key, _ORDER)
+        return random.purpose_key(self.seed, epoch, _ORDER)
 
 
 def permute(index, key, size):

@@ -101,8 +101,8 @@ class LabelledImages:
             seeds = random.image_seeds(seed, step, tf.shape(images)[0])
             cropped = images.shape.rank == 5
             if cropped:
-                # The crop was that of the image's first stream, see `load`.
-                seeds, images = random.fold_in(seeds, 0), images[:, 0]
+                # `load` has cropped by the keys of the first view.
+                seeds, images = random.view_keys(seeds), images[:, 0]
             return view(images, seeds=seeds, cropped=cropped), labels
 
         views = batches.enumerate().map(augment, tf.data.AUTOTUNE)

@@ -1,7 +1,6 @@
 """The linear probe: one linear classifier on a frozen encoder."""
 
 import dataclasses
-import inspect
 import math
 import time
 
@@ -439,8 +438,7 @@ def _standardization(features, width, train):
 
 
 def _augment(view, images, seed, step):
-    call = getattr(view, "call", view)
-    if "seeds" not in inspect.signature(call).parameters:
+    if not random.takes_seeds(view):
         return view(images)
     seeds = random.image_seeds(seed, step, tf.shape(images)[0])
     return view(images, seeds=seeds)

@@ -276,8 +276,7 @@ class _Embedder:
         @tf.function
         def embed(images, keys):
             count = keys.shape[1]
-            # As `Trainer.augment`, whose first stream is 0.
-            seeds = tf.reshape(random.fold_in(keys, 0), [-1, 2])
+            seeds = tf.reshape(random.view_keys(keys), [-1, 2])
             cropped = tf.nest.flatten(images)[0].shape.rank == 5
             if isinstance(images, tuple):  # of each view as many crops
                 images = tuple(

@@ -40,8 +40,7 @@ class FixedViews:
         Returns:
             uint32 `[..., 2]`.
         """
-        key = random.image_seeds(self.seed, 0, 1)[0]
-        key = random.fold_in(key, _VIEWS)
+        key = random.purpose_key(self.seed, 0, _VIEWS)
         return random.fold_in(random.fold_in(key, index), number)
 
     def chosen(self, seed, epoch, index):
@@ -57,8 +56,7 @@ class FixedViews:
         Returns:
             int64 `[b]` in [0, V).
         """
-        key = random.image_seeds(seed, 0, 1)[0]
-        keys = random.fold_in(random.fold_in(key, _FIRST), index)
+        keys = random.fold_in(random.purpose_key(seed, 0, _FIRST), index)
         first = random.uniform(keys, 1)[:, 0] * self.views_per_image
         return (tf.cast(first, tf.int64) + epoch) % self.views_per_image
 
