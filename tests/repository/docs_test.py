@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pathlib
 import pkgutil
+import re
 
 import keras
 import numpy as np
@@ -64,6 +65,17 @@ class DocsTest(absltest.TestCase):
                     self.assertTrue(
                         (page.parent / target).exists(), f"{page}: {target}"
                     )
+
+    def test_names_in_markdown_exist(self):
+        for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+            text = page.read_text()
+            for name in set(re.findall(r"\bseed_tf(?:\.[A-Za-z_]\w*)+", text)):
+                with self.subTest(f"{name} in {page.name}"):
+                    pkgutil.resolve_name(name)
+            folders = "seed_tf|tests|benchmarks|experiments|tools"
+            for path in set(re.findall(rf"(?:{folders})/[\w/]+\.py", text)):
+                with self.subTest(f"{path} in {page.name}"):
+                    self.assertTrue((ROOT / path).exists())
 
 
 if __name__ == "__main__":
