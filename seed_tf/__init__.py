@@ -7,7 +7,7 @@ embedding, C of pooled features, K the size of the queue. Images are RGB in
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -101,5 +101,7 @@ def _register_classes() -> None:
 # knows a class once its module has been imported. Only the command line waits:
 # it imports this package to find its commands, and answers `--help` without
 # TensorFlow. It calls `_register_classes` before it runs a command.
-if not _is_command_line():
+# PyTorch's networks (`seed_tf.conversion.torch_networks`) can be imported where
+# there is no TensorFlow.
+if not _is_command_line() and importlib.util.find_spec("tensorflow"):
     _register_classes()

@@ -1,5 +1,9 @@
 """What every entrance of images shares: sizes and checks."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 
@@ -15,6 +19,32 @@ def shorter_side(image_size):
     256
     """
     return round(image_size * 256 / 224)
+
+
+def image_size_of(model: Any, image_size: int | None = None) -> int:
+    """Returns the size of the images that a model takes.
+
+    Args:
+        model: an `Encoder`, or any keras.Model.
+        image_size: the size that was asked for; by default the size that the
+            encoder was trained at, its attribute `image_size`.
+
+    Raises:
+        ValueError: if the size is not positive, or neither is known.
+    """
+    size = getattr(model, "image_size", None)
+    if image_size is None and size is None:
+        raise ValueError(
+            "`image_size` is needed: this model does not know the size of the "
+            "images that it was trained on. Pass `image_size`, or set "
+            "`encoder.image_size`."
+        )
+    image_size = size if image_size is None else image_size
+    if image_size < 1:
+        raise ValueError(
+            f"`image_size` must be positive. Received: image_size={image_size}."
+        )
+    return image_size
 
 
 def check_channels(images):

@@ -1,10 +1,12 @@
 """What is refused as images, and what is not."""
 
+import types
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from seed_tf.images import check_channels, check_value_range
+from seed_tf.images import check_channels, check_value_range, image_size_of
 
 
 class ImagesTest(parameterized.TestCase):
@@ -24,6 +26,16 @@ class ImagesTest(parameterized.TestCase):
         for x in (images, tf.constant(images), images.astype("float64")):
             with self.assertRaisesRegex(ValueError, r"\[0, 255\].*by 255"):
                 check_value_range(x)
+
+    def test_size_of_a_model(self):
+        encoder = types.SimpleNamespace(image_size=96)
+        self.assertEqual(image_size_of(encoder), 96)
+        self.assertEqual(image_size_of(encoder, 32), 32)
+        self.assertEqual(image_size_of(object(), 32), 32)
+        with self.assertRaisesRegex(ValueError, "set `encoder.image_size`"):
+            image_size_of(object())
+        with self.assertRaisesRegex(ValueError, "Received: image_size=0"):
+            image_size_of(encoder, 0)
 
     def test_lets_images_pass(self):
         images = np.zeros((2, 4, 4, 3))

@@ -35,7 +35,11 @@ class IndexSettings:
         "or 'embeddings', after it, which are smaller.",
         choices=("features", "embeddings"),
     )
-    image_size: int = setting(224, "Pixels of centre crops.", minimum=1)
+    image_size: int | None = setting(
+        None,
+        "Pixels of centre crops; by default the encoder's training size.",
+        minimum=1,
+    )
     batch_size: int = setting(64, "Images run at a time.", minimum=1)
 
 

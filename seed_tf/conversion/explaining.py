@@ -1,7 +1,7 @@
 """What is in a checkpoint, in words and numbers."""
 
 import collections
-import pathlib
+import os
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ from seed_tf.checkpoints import loading
 from seed_tf.checkpoints.layouts import LAYOUTS
 from seed_tf.checkpoints.weights import assign, misfits, parameters
 from seed_tf.conversion import torch_reference
+from seed_tf.datasets import centre_crops, image_files
 from seed_tf.datasets.folders import EXTENSIONS
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation import embed, nearest_neighbours
@@ -86,34 +87,37 @@ def explain(path, *, source="auto", images=None, image_size=224):
         yield summary(encoder)
     pixels = _noise(image_size)
     if files:
-        pixels = np.stack([_pixels(file, image_size) for file in files])
-        yield _embeddings(encoder, pixels, files)
+        pixels = centre_crops(files, image_size)
+        names = [os.path.basename(file) for file in files]
+        yield _embeddings(encoder, pixels, names)
     if contents is not None:
         yield _blocks(encoder, contents, pixels[:2])
 
 
-def _embeddings(encoder, pixels, files):
+def _embeddings(
+    encoder: keras.Model, pixels: np.ndarray, names: list[str]
+) -> str:
     z = embed(encoder, pixels, batch_size=16, output="embeddings")
     norms = np.linalg.norm(z, axis=1)
     lines = [
-        f"Embeddings of {len(files)} images: norm {norms.mean():.4g} "
+        f"Embeddings of {len(names)} images: norm {norms.mean():.4g} "
         f"± {norms.std():.2g}"
     ]
-    if len(files) > 1:
-        cosines, indices = nearest_neighbours(z, z, min(4, len(files)))
+    if len(names) > 1:
+        cosines, indices = nearest_neighbours(z, z, min(4, len(names)))
         unit = z / norms[:, None]
         # Of all pairs of two images: the sum's square, less each with itself.
         total = np.square(unit.sum(0)).sum() - len(unit)
         mean = total / (len(unit) * (len(unit) - 1))
         lines[0] += f"; mean cosine of two of them {mean:.3f}"
         lines.append("Nearest neighbours, by cosine:")
-        for i in np.linspace(0, len(files) - 1, min(5, len(files))).astype(int):
+        for i in np.linspace(0, len(names) - 1, min(5, len(names))).astype(int):
             others = [
-                f"{files[j].name} {cosine:.3f}"
+                f"{names[j]} {cosine:.3f}"
                 for cosine, j in zip(cosines[i], indices[i], strict=True)
                 if j != i
             ][:3]
-            lines.append(f"  {files[i].name}: {', '.join(others)}")
+            lines.append(f"  {names[i]}: {', '.join(others)}")
     return "\n".join(lines)
 
 
@@ -135,10 +139,9 @@ def _blocks(encoder, contents, pixels):
     return "\n".join(lines)
 
 
-def _files(folder):
-    """Image files below a folder, evenly spaced if there are many."""
-    paths = pathlib.Path(folder).expanduser().rglob("*")
-    files = sorted(x for x in paths if x.suffix.lower() in EXTENSIONS)
+def _files(folder: str) -> list[str]:
+    """Returns image files below a folder, evenly spaced if there are many."""
+    files = list(image_files(os.path.expanduser(folder)))
     if not files:
         raise ValueError(
             f"No images in {folder!r}. Expected files ending in "
@@ -146,17 +149,6 @@ def _files(folder):
         )
     chosen = np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES))
     return [files[i] for i in chosen.astype(int)]
-
-
-def _pixels(file, size):
-    """The centre of an image, uint8."""
-    try:
-        image = keras.utils.load_img(
-            file, target_size=(size, size), keep_aspect_ratio=True
-        )
-    except OSError as error:
-        raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
-    return np.asarray(image, np.uint8)
 
 
 def _noise(size):

@@ -308,10 +308,11 @@ def _check_pixels(name, images, image_size=None):
     side = image_size or images.shape[1]
     if images.dtype != np.uint8 or images.shape[1:3] != (side, side):
         raise ValueError(
-            f"`{name}` must be uint8 [N, {side}, {side}, 3], which is what the "
-            f"file will take. Received: {images.dtype} {images.shape}. Crop "
-            "and resize them as for evaluation: "
-            "`seed_tf.datasets.load(..., image_size=S)`."
+            f"`{name}` must be uint8 [N, {side}, {side}, 3], the images that "
+            f"the file will take. Received: {images.dtype} {images.shape}. "
+            "Crop and resize the images as for evaluation with "
+            f"`seed_tf.datasets.load(..., image_size={side})`, or pass another "
+            "`image_size`."
         )
 
 

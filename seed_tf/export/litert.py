@@ -44,7 +44,8 @@ def litert(
             them. 256 are compared; for int8 as many others calibrate the
             ranges of activations, so that at least 2 are needed and 512 are
             best.
-        image_size: int S, which `images` must have then.
+        image_size: int S, the size that `images` must have; by default the
+            size that the encoder was trained at, if it is known.
         precision: how weights are stored, and what is computed in.
             - "float32".
             - "float16": half the size, computed in float32 on a CPU.
@@ -74,6 +75,7 @@ def litert(
         )
     with extra("litert", "LiteRT files"):
         from ai_edge_litert import interpreter  # noqa: F401
+    image_size = image_size or getattr(encoder, "image_size", None)
     parts = some(images, image_size, parts=2 if precision == "int8" else 1)
 
     def write(outputs, path):

@@ -23,7 +23,8 @@ def onnx(encoder, path, *, images, image_size=None, labelled=None, limits=None):
         path: str, ending in ".onnx".
         images: `[N, S, S, 3]` uint8, or a `tf.data.Dataset` of batches of
             them, alone or with labels: real images. 256 are compared.
-        image_size: int S, which `images` must have then.
+        image_size: int S, the size that `images` must have; by default the
+            size that the encoder was trained at, if it is known.
         labelled, limits: as of `seed_tf.export.litert`.
 
     Returns:
@@ -38,6 +39,7 @@ def onnx(encoder, path, *, images, image_size=None, labelled=None, limits=None):
     with extra("onnx", "ONNX files"):
         import onnxruntime  # noqa: F401
         import tf2onnx  # noqa: F401
+    image_size = image_size or getattr(encoder, "image_size", None)
     (images,) = some(images, image_size)
 
     def write(outputs, path):

@@ -22,7 +22,7 @@ from seed_tf.export.outputs import Outputs
 from seed_tf.export.serving import Server
 from seed_tf.export.versions import check_version, new_version
 from seed_tf.export.warm_up import write_warm_up
-from seed_tf.images import shorter_side
+from seed_tf.images import image_size_of, shorter_side
 from seed_tf.io.fingerprints import fingerprint
 
 
@@ -30,7 +30,7 @@ def saved_model(
     encoder,
     path,
     *,
-    image_size,
+    image_size=None,
     resize=None,
     files=None,
     probe=None,
@@ -68,7 +68,8 @@ def saved_model(
         encoder: `seed_tf.Encoder`, or any keras.Model of images that gives
             `[B, C]`. One that computes in 16 bits is exported in float32.
         path: str, folder of the model's versions; its last part is the name.
-        image_size: positive int, S.
+        image_size: positive int, S; by default the size that the encoder was
+            trained at.
         resize: int, at least S, what the shorter side is resized to before
             the central crop; by default as 256 is to 224.
         files: sequence of bytes, image files on which the written model is
@@ -103,10 +104,11 @@ def saved_model(
     >>> server.functions["serve_bytes"](files)["embedding"].shape
     TensorShape([1, 128])
     """
+    image_size = image_size_of(encoder, image_size)
     resize = resize or shorter_side(image_size)
-    if not 1 <= image_size <= resize:
+    if image_size > resize:
         raise ValueError(
-            "`image_size` must be positive, and `resize` no smaller. "
+            "`resize` must be no smaller than `image_size`. "
             f"Received: image_size={image_size}, resize={resize}."
         )
     if k < 1:

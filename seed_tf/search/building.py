@@ -14,7 +14,7 @@ from seed_tf.datasets.sampler import Sampler
 from seed_tf.datasets.sources import Source
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation.features import embedder
-from seed_tf.images import shorter_side
+from seed_tf.images import image_size_of, shorter_side
 from seed_tf.io.files import (
     atomic_folder,
     atomic_write,
@@ -40,7 +40,7 @@ def build(
     images,
     encoder,
     *,
-    image_size=224,
+    image_size=None,
     output="features",
     batch_size=64,
     log=print,
@@ -68,8 +68,9 @@ def build(
               `corrupt`, `search`, `created`.
         images: folder; all image files below it are taken.
         encoder: str, as `seed_tf.checkpoints.load_encoder` takes it.
-        image_size: positive int, S, of the centre crops, which are cut out of
-            images resized as 256 is to 224.
+        image_size: positive int, S, side of the centre crops, which are cut
+            out of images resized as 256 is to 224; by default the size that
+            the encoder was trained at.
         output: "features" or "embeddings", see `seed_tf.evaluation.embed`.
             The paper evaluates features; embeddings are smaller.
         batch_size: positive int, images run at a time.
@@ -85,14 +86,10 @@ def build(
         OSError: if the index cannot be written.
     """
     vectors.import_faiss()
-    for name, value in {
-        "image_size": image_size,
-        "batch_size": batch_size,
-    }.items():
-        if value < 1:
-            raise ValueError(
-                f"`{name}` must be positive. Received: {name}={value}."
-            )
+    if batch_size < 1:
+        raise ValueError(
+            f"`batch_size` must be positive. Received: batch_size={batch_size}."
+        )
     images, path = (
         os.path.abspath(os.path.expanduser(x)) for x in (images, path)
     )
@@ -102,6 +99,7 @@ def build(
         )
     with folder_lock(path):
         model = load_encoder(encoder)
+        image_size = image_size_of(model, image_size)
         config = {
             "encoder": os.path.abspath(os.path.expanduser(encoder)),
             "fingerprint": fingerprint(model),

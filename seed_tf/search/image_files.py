@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 
-from seed_tf.datasets.folders import EXTENSIONS
+from seed_tf.datasets.folders import EXTENSIONS, image_files
 
 
 class Lines:
@@ -63,12 +63,13 @@ class ImageFiles:
         self.root, self.refused = root, {}
         keys = bytearray()
         with tempfile.TemporaryFile() as names:
-            for path, status in _walk(root):
+            for file in image_files(root):
+                path = file[len(root) :].lstrip(os.sep)
                 if problem := _unfit(path):
                     self.refused[repr(path)] = problem
                     continue
                 names.write(path.encode() + b"\n")
-                keys += _key(path, status)
+                keys += _key(path, _status(file))
             names.flush()
             if not keys:
                 raise ValueError(
@@ -86,34 +87,11 @@ class ImageFiles:
         return np.where(self.keys[numbers] == keys, numbers, -1)
 
 
-def _walk(root):
-    """Yields the path below the root and the status of each image file."""
-    stack = [("", frozenset())]
-    while stack:
-        folder, above = stack.pop()
-        path = os.path.join(root, folder)
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue
-        try:
-            with os.scandir(path) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            raise ValueError(f"{path!r} cannot be read: {error}.") from error
-        subfolders = []
-        for entry in entries:
-            name = os.path.join(folder, entry.name)
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                subfolders.append((name, above | {identity}))
-            elif entry.name.lower().endswith(EXTENSIONS):
-                try:
-                    yield name, entry.stat()
-                except OSError:  # a broken link: it will fail to be read
-                    yield name, entry.stat(follow_symlinks=False)
-        stack += reversed(subfolders)
+def _status(file: str) -> os.stat_result:
+    try:
+        return os.stat(file)
+    except OSError:  # a broken link: it will fail to be read
+        return os.lstat(file)
 
 
 def _unfit(path):

@@ -417,8 +417,11 @@ class ExportTest(parameterized.TestCase):
         return saved_model(self.encoder, self.path, **kwargs)
 
     @parameterized.parameters(
-        ({"image_size": 0}, "image_size=0, resize=0"),
-        ({"resize": 15}, "`resize` no smaller.*image_size=16, resize=15"),
+        ({"image_size": 0}, "`image_size` must be positive.*image_size=0"),
+        (
+            {"resize": 15},
+            "`resize` must be no smaller.*image_size=16, resize=15",
+        ),
         ({"k": 0}, "k=0"),
         ({"version": 0}, "version=0.*has none"),
         ({"labels": ["a"]}, "labels alone"),
@@ -429,6 +432,10 @@ class ExportTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             self.export(**kwargs)
         self.assertFalse(os.path.exists(self.path))
+
+    def test_the_size_must_be_known(self):
+        with self.assertRaisesRegex(ValueError, "`image_size` is needed"):
+            saved_model(self.encoder, self.path)
 
     def test_probe_and_labels_must_fit(self):
         with self.assertRaisesRegex(ValueError, "probe alone"):

@@ -404,6 +404,7 @@ class RefusalTest(parameterized.TestCase):
         ),
         ("dtype", {"images": "float"}, "must be uint8 .*Received: float32"),
         ("size", {"image_size": 32}, r"\[N, 32, 32, 3\].*\(3, 16, 16, 3\)"),
+        ("trained", {"trained_at": 24}, r"\[N, 24, 24, 3\].*\(3, 16, 16, 3\)"),
         ("grey", {"images": "grey"}, r"RGB images \[B, H, W, 3\]"),
         ("labelled", {"labelled": [1]}, r"pair \(train, test\)"),
     )
@@ -415,10 +416,12 @@ class RefusalTest(parameterized.TestCase):
             "none": pictures(1)[:0],
         }
         options = {"path": self.path, "images": pictures(3)} | changed
+        model = encoder()
+        model.image_size = options.pop("trained_at", None)
         if isinstance(options["images"], str):
             options["images"] = images[options["images"]]
         with self.assertRaisesRegex(ValueError, message):
-            litert(encoder(), **options)
+            litert(model, **options)
         self.assertEmpty(os.listdir(self.folder))
 
     def test_missing_packages(self):

@@ -296,6 +296,15 @@ class BuildTest(Folder):
             self.build(output="embeddings")
         self.assertLen(search.Index(self.index), 22)
 
+    def test_size_that_the_encoder_was_trained_at(self):
+        model = seed_tf.checkpoints.load_encoder(self.encoder)
+        with self.assertRaisesRegex(ValueError, "`image_size` is needed"):
+            self.build(image_size=None)
+        model.image_size = 24
+        model.save(self.encoder)
+        found, _ = self.build(image_size=None)
+        self.assertEqual(found.config["image_size"], 24)
+
     def test_bad_arguments(self):
         for name in ("image_size", "batch_size"):
             with self.assertRaisesRegex(ValueError, f"{name}=0"):
