@@ -1,4 +1,6 @@
-"""The queue of teacher embeddings: a ring buffer that lives with the model."""
+"""The queue of teacher embeddings, a ring buffer saved with the model."""
+
+from __future__ import annotations
 
 import keras
 import tensorflow as tf
@@ -9,13 +11,13 @@ from keras import ops
 class EmbeddingQueue(keras.layers.Layer):
     """The last `size` embeddings, first in, first out.
 
-    Two non-trainable weights, saved and restored with the model that owns the
-    queue: `embeddings [size, dim]` float32, random unit vectors at the start
-    (the authors' code), and `enqueued`, an int64 count of all embeddings ever
-    enqueued, from which `cursor` and `filled` follow.
+    The queue has two non-trainable weights, which are saved with the model
+    that owns it. `embeddings [size, dim]` float32 are random unit vectors at
+    the start, as in the authors' code. `enqueued`, int64, counts all
+    embeddings ever enqueued; `cursor` and `filled` follow from it.
 
     Under a `tf.distribute` strategy every replica must enqueue the same,
-    all-gathered batch; the copies then stay equal.
+    all-gathered batch. The copies of the queue then stay equal.
 
     Args:
         size: positive int, K of the paper (65,536).
@@ -23,8 +25,7 @@ class EmbeddingQueue(keras.layers.Layer):
         seed: int or None, for the random vectors at the start.
 
     Raises:
-        ValueError: if `size` or `dim` is not a positive integer, or a batch
-            is not `[n, dim]`.
+        ValueError: if `size` or `dim` is not a positive integer.
 
     Example:
 
@@ -34,8 +35,10 @@ class EmbeddingQueue(keras.layers.Layer):
     (3, 0.75)
     """
 
-    def __init__(self, size, dim, *, seed=None, **kwargs):
-        # Under every mixed-precision policy the queue is float32, not trained.
+    def __init__(
+        self, size: int, dim: int, *, seed: int | None = None, **kwargs
+    ):
+        # The queue is float32 under every mixed-precision policy.
         kwargs.update(dtype="float32", trainable=False)
         super().__init__(**kwargs)
         for name, value in (("size", size), ("dim", dim)):
@@ -63,20 +66,25 @@ class EmbeddingQueue(keras.layers.Layer):
         self.built = True
 
     @property
-    def cursor(self):
-        """Row that the next embedding goes to: scalar int64 in [0, size)."""
+    def cursor(self) -> tf.Tensor:
+        """The row of the next embedding: scalar int64 in [0, size)."""
         return self.enqueued.value % self.size
 
     @property
-    def filled(self):
+    def filled(self) -> tf.Tensor:
         """Share of rows that hold real embeddings: scalar float32 in [0, 1]."""
         share = ops.cast(self.enqueued.value, "float32") / self.size
         return ops.minimum(share, 1.0)
 
-    def enqueue(self, batch):
-        """Overwrites the oldest rows with `batch [n, dim]`, of any `n >= 0`.
+    def enqueue(self, batch: tf.Tensor) -> None:
+        """Overwrites the oldest rows with a batch.
 
-        Of a batch longer than the queue the newest rows stay.
+        Args:
+            batch: `[n, dim]`, oldest first, n >= 0. If n exceeds `size`, only
+                the last `size` rows are kept.
+
+        Raises:
+            ValueError: if the batch has another shape.
         """
         batch = ops.cast(batch, "float32")
         if len(batch.shape) != 2 or batch.shape[1] != self.dim:
@@ -87,7 +95,7 @@ class EmbeddingQueue(keras.layers.Layer):
         rows = tf.shape(batch, out_type=tf.int64)[0]
         dropped = tf.maximum(rows - self.size, 0)
         positions = self.enqueued.value + tf.range(dropped, rows)
-        # The variable's own scatter writes the rows in place;
+        # The variable's own scatter writes the rows in place.
         # ops.scatter_update would copy the whole queue twice in each step.
         self.embeddings.value.scatter_update(
             tf.IndexedSlices(batch[dropped:], positions % self.size)
@@ -104,7 +112,7 @@ class EmbeddingQueue(keras.layers.Layer):
 
 
 class _RandomUnitVectors(keras.initializers.Initializer):
-    """Directions drawn uniformly: normal vectors divided by their length."""
+    """Uniform directions: normal vectors, divided by their length."""
 
     def __init__(self, seed):
         self._normal = keras.initializers.RandomNormal(stddev=1.0, seed=seed)

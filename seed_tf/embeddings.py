@@ -1,20 +1,25 @@
-"""What everything that handles embeddings shares."""
+"""Operations on embeddings that all rooms share."""
+
+from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
-_SHORTEST = 1e-12  # norm below which a vector stays shorter than 1
+__all__ = ["l2_normalise"]
+
+_SHORTEST = 1e-12  # shorter vectors are not scaled to length 1
 
 
-def l2_normalise(embeddings):
+def l2_normalise(embeddings: np.ndarray | tf.Tensor) -> np.ndarray | tf.Tensor:
     """Scales every vector to length 1, in float32.
 
     Args:
         embeddings: NumPy array or tensor `[..., D]` of any dtype.
 
     Returns:
-        The same shape, float32: an array of an array, a tensor of a tensor.
-        Zeros stay zeros.
+        float32 `[..., D]`, an array for an array and a tensor for a tensor.
+        Zero vectors stay zero.
     """
     if isinstance(embeddings, np.ndarray):
         embeddings = np.asarray(embeddings, np.float32)

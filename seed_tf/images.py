@@ -1,16 +1,24 @@
-"""What every entrance of images shares: sizes and checks."""
+"""Sizes and checks of images, for all functions that take images."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+
+__all__ = [
+    "check_channels",
+    "check_value_range",
+    "image_size_of",
+    "shorter_side",
+]
 
 
-def shorter_side(image_size):
-    """Returns the shorter side to resize to before a central square is cut.
+def shorter_side(image_size: int) -> int:
+    """Returns the size of the shorter side before a central square is cut.
 
-    The paper resizes to 256 pixels and cuts 224.
+    The paper resizes the shorter side to 256 pixels and cuts 224.
 
     Args:
         image_size: int, pixels of the square.
@@ -47,7 +55,7 @@ def image_size_of(model: Any, image_size: int | None = None) -> int:
     return image_size
 
 
-def check_channels(images):
+def check_channels(images: np.ndarray | tf.Tensor) -> None:
     """Raises ValueError unless images are a batch `[B, H, W, 3]`."""
     if len(images.shape) != 4 or images.shape[-1] != 3:
         raise ValueError(
@@ -57,11 +65,11 @@ def check_channels(images):
         )
 
 
-def check_value_range(images):
+def check_value_range(images: np.ndarray | tf.Tensor) -> None:
     """Raises ValueError if float images cannot be RGB in [0, 255].
 
-    Refused are values that are not finite, and batches in which no value
-    exceeds 5 but some differ from 0: images in [0, 1], or normalised ones.
+    Values that are not finite are refused. So are batches whose values are not
+    all zero and nowhere beyond +-5, which must be in [0, 1] or normalised.
     """
     images = np.asarray(images)
     if images.dtype.kind != "f" or not images.size:

@@ -1,4 +1,4 @@
-"""The objectives: what the student's embedding of a view is trained towards.
+"""Losses that train the student's embedding of a view.
 
 SEED's loss is attention. With `p` the teacher's and `q` the student's softmax
 over the points `d` (the image's own teacher embedding and the queue),
@@ -9,8 +9,8 @@ over the points `d` (the image's own teacher embedding and the queue),
 
 so the value, its gradient and both entropies follow from two softmax
 attentions whose keys and values are the queue. One online softmax over blocks
-of the queue gathers all of them in `O(batch * dim)` memory, where the textbook
-form keeps several `[batch, queue]` tensors.
+of the queue computes all of them in `O(batch * dim)` memory. The textbook form
+keeps several `[batch, queue]` tensors.
 
 Every objective of `seed_tf.SEED` is a function
 
@@ -18,9 +18,11 @@ Every objective of `seed_tf.SEED` is a function
               teacher_temperature) -> loss [B], or (loss [B], metrics)
 
 of L2-normalised embeddings `student [B, D]`, `teacher [B, D]` and
-`queue [K, D]`, with a gradient to `student` only; `metrics` maps names to
-`[B]` tensors that are logged.
+`queue [K, D]`, with a gradient to `student` only. `metrics` maps names to
+`[B]` tensors, which `SEED` logs.
 """
+
+from __future__ import annotations
 
 import keras
 import tensorflow as tf
@@ -28,27 +30,40 @@ from keras import ops
 
 from seed_tf.embeddings import l2_normalise
 
+__all__ = [
+    "binary_contrastive",
+    "info_nce",
+    "kmeans_clustering",
+    "l2",
+    "online_clustering",
+    "similarity_distillation",
+]
+
 
 def _attention(queries, own, queue, block_size, include_own=True):
     """Softmax attention of `queries` over {own point, queue}, streamed.
 
     Args:
         queries: `[R, D]` float32, already divided by their temperatures.
-        own: `[R, D]` float32, a further point of each row.
+        own: `[R, D]` float32, one further point for each row.
         queue: `[K, D]` float32, keys and values.
-        block_size: int, rows of the queue taken at a time, or None for as many
-            as make 2 million logits, which stay in a processor's cache.
-        include_own: bool, whether `own` is one of the points or only the
-            origin that `surprise` is measured from.
+        block_size: int, rows of the queue in a block, or None for as many as
+            make 2 million logits, which stay in a processor's cache.
+        include_own: bool, whether `own` is one of the points, or only the
+            origin of `surprise`.
 
     Returns:
-        `(surprise [R], mass [R, 1], rest [R, 1], part [R, D], largest [R])`:
-        the logarithm of the softmax's denominator less the own point's logit
-        (with `include_own` its -log probability); the probabilities of the
-        own point and of the queue, which add up to 1; the queue's part of the
-        softmax-weighted mean, which is `mass * own + part`; and the largest
-        logit over the queue. Measured from the own point, a nearly one-hot
-        softmax is not the difference of two large numbers.
+        A tuple of
+
+        surprise: `[R]`, the logarithm of the softmax's denominator less the
+            logit of the own point: with `include_own` the own point's -log
+            probability. Thanks to this origin a nearly one-hot softmax is not
+            the difference of two large numbers.
+        mass: `[R, 1]`, the probability of the own point.
+        rest: `[R, 1]`, the probability of the queue, `1 - mass`.
+        part: `[R, D]`, the queue's part of the softmax-weighted mean, which is
+            `mass * own + part`.
+        largest: `[R]`, the largest logit over the queue.
     """
     size, dim = queue.shape
     if block_size is None:
@@ -80,8 +95,8 @@ def _attention(queries, own, queue, block_size, include_own=True):
     if blocks == 1:
         carry = fold(queue[:block_size], carry)
     else:
-        # Not ops.fori_loop: it would run the products of ten blocks ahead,
-        # and hold them all.
+        # Not ops.fori_loop, which computes the products of ten blocks ahead
+        # and keeps them all in memory.
         _, *carry = tf.while_loop(
             lambda i, *_: i < blocks, step, (0, *carry), parallel_iterations=1
         )
@@ -105,7 +120,7 @@ def _attention(queries, own, queue, block_size, include_own=True):
 
 
 def _with_gradient(value, inputs, gradient):
-    """`value [B]` whose gradient with respect to `inputs` is `gradient`."""
+    """Returns `value [B]`, with `gradient` as its gradient by `inputs`."""
     value, gradient = ops.stop_gradient(value), ops.stop_gradient(gradient)
     # The added difference is exactly zero; only its derivative counts.
     moved = inputs - ops.stop_gradient(inputs)
@@ -113,7 +128,10 @@ def _with_gradient(value, inputs, gradient):
 
 
 def _prepare(student, teacher, queue, **temperatures):
-    """Float32 inputs, of which only the first carries a gradient."""
+    """Checks the inputs; returns them in float32.
+
+    Only `student` carries a gradient.
+    """
     for name, temperature in temperatures.items():
         check_temperature(name, temperature)
     student = ops.cast(student, "float32")
@@ -136,10 +154,10 @@ def _prepare(student, teacher, queue, **temperatures):
     return student, teacher, queue
 
 
-def check_temperature(name, value):
+def check_temperature(name: str, value: float | tf.Tensor) -> None:
     """Raises ValueError unless the temperature is a positive number.
 
-    Tensors, whose values are not known while a graph is built, pass.
+    A tensor passes: its value is unknown while a graph is built.
     """
     if isinstance(value, (int, float)) and not 0 < value < float("inf"):
         raise ValueError(
@@ -150,20 +168,19 @@ def check_temperature(name, value):
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 def similarity_distillation(
-    student,
-    teacher,
-    queue,
+    student: tf.Tensor,
+    teacher: tf.Tensor,
+    queue: tf.Tensor,
     *,
-    student_temperature=0.2,
-    teacher_temperature=0.01,
-    include_teacher=True,
-    block_size=None,
-    return_metrics=False,
-):
+    student_temperature: float | tf.Tensor = 0.2,
+    teacher_temperature: float | tf.Tensor = 0.01,
+    include_teacher: bool = True,
+    block_size: int | None = None,
+    return_metrics: bool = False,
+) -> tf.Tensor | tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """SEED's loss: cross-entropy of two similarity distributions.
 
-    Computed in float32 whatever comes in, in memory that does
-    not depend on K.
+    Inputs of every dtype are cast to float32. The memory does not depend on K.
 
     Args:
         student: `[B, D]` L2-normalised embeddings; the only input that
@@ -171,20 +188,21 @@ def similarity_distillation(
         teacher: `[B, D]` L2-normalised embeddings of the same views.
         queue: `[K, D]` L2-normalised teacher embeddings of earlier images.
         student_temperature: positive float.
-        teacher_temperature: positive float; towards 0 the target becomes
-            one-hot at the image itself and the loss becomes `info_nce`.
-        include_teacher: whether the image's own teacher embedding is one of
-            the points, as in the paper.
-        block_size: positive int, rows of the queue held against the batch at
-            a time; None chooses it by the batch.
-        return_metrics: also return what tells a healthy run from a sick one.
+        teacher_temperature: positive float. Towards 0 the target becomes
+            one-hot at the image itself, and the loss becomes `info_nce`.
+        include_teacher: bool, whether the image's own teacher embedding is one
+            of the points, as in the paper.
+        block_size: positive int, rows of the queue that are compared with the
+            batch at a time. None chooses it by the size of the batch.
+        return_metrics: bool, whether to return health metrics as well.
 
     Returns:
-        The loss `[B]` float32; with `return_metrics` a pair of it and a dict
-        of `[B]` tensors: "gap", the KL divergence from the target to the
-        student; "teacher_neighbours" and "student_neighbours", the number
-        exp(entropy) of points that each distribution spreads over;
-        "self_mass", the target's probability of the image itself.
+        The loss `[B]` float32. With `return_metrics` a pair of the loss and a
+        dict of `[B]` tensors: "gap", the KL divergence from the target to the
+        student; "teacher_neighbours" and "student_neighbours", the effective
+        number of points, exp(entropy), of each distribution; with
+        `include_teacher` "self_mass", the target's probability of the image
+        itself.
 
     Raises:
         ValueError: if widths or batch sizes differ, or a temperature is not
@@ -222,9 +240,9 @@ def similarity_distillation(
     rest_s, rest_t = rest[:batch], rest[batch:]
     part_s, part_t = part[:batch], part[batch:]
 
-    shift_t = part_t - rest_t * teacher  # the target's mean less the own point
+    shift_t = part_t - rest_t * teacher  # the target's mean, less own point
     loss = surprise[:batch] - ops.sum(q_s * shift_t, axis=1)
-    # mass_s - mass_t, from whichever of mass and 1 - mass has more digits.
+    # mass_s - mass_t, computed from mass or rest, whichever has more digits.
     own_difference = ops.where(
         rest_s + rest_t < 1, rest_t - rest_s, mass_s - mass_t
     )
@@ -247,14 +265,14 @@ def similarity_distillation(
 
 
 def info_nce(
-    query,
-    key,
-    queue,
+    query: tf.Tensor,
+    key: tf.Tensor,
+    queue: tf.Tensor,
     *,
-    temperature=0.2,
-    block_size=None,
-    return_metrics=False,
-):
+    temperature: float | tf.Tensor = 0.2,
+    block_size: int | None = None,
+    return_metrics: bool = False,
+) -> tf.Tensor | tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """InfoNCE of a query against its key and a queue of negatives.
 
     Args:
@@ -263,13 +281,14 @@ def info_nce(
         key: `[B, D]` L2-normalised embeddings of the other view.
         queue: `[K, D]` L2-normalised keys of earlier images.
         temperature: positive float.
-        block_size: positive int, rows of the queue held against the batch at
-            a time; None chooses it by the batch.
-        return_metrics: also return a dict with "accuracy" `[B]`: 1.0 where
-            the own key is nearer than every point of the queue.
+        block_size: as in `similarity_distillation`.
+        return_metrics: bool, whether to return a dict as well, with "accuracy"
+            `[B]` float32: 1 where the own key is nearer than every point of
+            the queue, and 0 elsewhere.
 
     Returns:
-        The loss `[B]` float32, with `return_metrics` a pair of it and the dict.
+        The loss `[B]` float32. With `return_metrics` a pair of the loss and
+        the dict.
 
     Raises:
         ValueError: if widths or batch sizes differ, or the temperature is not
@@ -290,22 +309,22 @@ def info_nce(
     return loss, {"accuracy": ops.cast(nearest, "float32")}
 
 
-# The alternatives that the paper compares with.
+# The alternatives that the paper compares SEED with.
 
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 def l2(
-    student,
-    teacher,
-    queue,
+    student: tf.Tensor,
+    teacher: tf.Tensor,
+    queue: tf.Tensor,
     *,
-    student_temperature=0.2,
-    teacher_temperature=0.01,
-):
-    """Squared distance to the teacher's embedding; the queue is not used.
+    student_temperature: float | tf.Tensor = 0.2,
+    teacher_temperature: float | tf.Tensor = 0.01,
+) -> tf.Tensor:
+    """Squared distance to the teacher's embedding, without the queue.
 
-    Arguments and errors as `similarity_distillation`. Returns `[B]` float32,
-    `2 - 2 cos`, in [0, 4].
+    Arguments and errors are those of `similarity_distillation`. Returns `[B]`
+    float32 in [0, 4], which is `2 - 2 cos`.
     """
     student, teacher, _ = _prepare(student, teacher, queue)
     return ops.sum(ops.square(student - teacher), axis=1)
@@ -313,19 +332,19 @@ def l2(
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 def binary_contrastive(
-    student,
-    teacher,
-    queue,
+    student: tf.Tensor,
+    teacher: tf.Tensor,
+    queue: tf.Tensor,
     *,
-    student_temperature=0.2,
-    teacher_temperature=0.01,
-):
-    """Binary cross-entropy: the image's own teacher embedding, or the queue's.
+    student_temperature: float | tf.Tensor = 0.2,
+    teacher_temperature: float | tf.Tensor = 0.01,
+) -> tf.Tensor:
+    """Binary cross-entropy: does a point come from the image or the queue?
 
     Noise-contrastive estimation with K noise samples: the log-odds that a
     point is the image's own are `z_s.d / t_s - log K`, and the loss is the sum
-    of K+1 logistic losses. Arguments and errors as `similarity_distillation`.
-    Keeps one `[B, K]` tensor. Returns `[B]` float32.
+    of K+1 logistic losses. It keeps one `[B, K]` tensor. Arguments and errors
+    are those of `similarity_distillation`. Returns `[B]` float32.
 
     Source: the contrastive objective of Tian et al., "Contrastive
     Representation Distillation", ICLR 2020, section 3.1, with a uniform noise
@@ -342,24 +361,24 @@ def binary_contrastive(
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 def kmeans_clustering(
-    student,
-    teacher,
-    queue,
+    student: tf.Tensor,
+    teacher: tf.Tensor,
+    queue: tf.Tensor,
     *,
-    student_temperature=0.2,
-    teacher_temperature=0.01,
-    num_clusters=256,
-    iterations=2,
-):
-    """Cross-entropy with the cluster that the teacher's embedding falls into.
+    student_temperature: float | tf.Tensor = 0.2,
+    teacher_temperature: float | tf.Tensor = 0.01,
+    num_clusters: int = 256,
+    iterations: int = 2,
+) -> tf.Tensor:
+    """Cross-entropy with the nearest cluster of the teacher's embedding.
 
-    The clusters are spherical k-means centroids of the queue, started from its
-    first rows and moved by `iterations` Lloyd steps. Arguments and errors as
-    `similarity_distillation`; `num_clusters` is capped at the queue's size.
+    The clusters are spherical k-means centroids of the queue. They start from
+    its first rows, at most `num_clusters`, and move by `iterations` Lloyd
+    steps. Other arguments and errors are those of `similarity_distillation`.
     Returns `[B]` float32.
 
-    Source: a form of the paper's k-means ablation that needs no pass over the
-    data: the centroids follow the queue.
+    Source: the paper's k-means ablation, in a form that needs no pass over the
+    data, because the centroids follow the queue.
     """
     student, teacher, queue = _prepare(
         student, teacher, queue, student_temperature=student_temperature
@@ -382,25 +401,25 @@ def kmeans_clustering(
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 def online_clustering(
-    student,
-    teacher,
-    queue,
+    student: tf.Tensor,
+    teacher: tf.Tensor,
+    queue: tf.Tensor,
     *,
-    student_temperature=0.2,
-    teacher_temperature=0.01,
-    num_prototypes=256,
-    iterations=3,
-    sharpness=0.05,
-):
+    student_temperature: float | tf.Tensor = 0.2,
+    teacher_temperature: float | tf.Tensor = 0.01,
+    num_prototypes: int = 256,
+    iterations: int = 3,
+    sharpness: float = 0.05,
+) -> tf.Tensor:
     """Cross-entropy with balanced soft cluster codes of the teacher's batch.
 
-    The queue's first rows are the prototypes. The teacher's similarities to
-    them, over `sharpness`, are balanced over the batch by `iterations` rounds
-    of Sinkhorn-Knopp. Arguments and errors as `similarity_distillation`.
-    Returns `[B]` float32.
+    The first rows of the queue, at most `num_prototypes`, are the prototypes.
+    The teacher's similarities to them, divided by `sharpness`, are balanced
+    over the batch by `iterations` rounds of Sinkhorn-Knopp. Other arguments and
+    errors are those of `similarity_distillation`. Returns `[B]` float32.
 
     Source: the codes of Caron et al., "SwAV", NeurIPS 2020, section 3.1, with
-    prototypes from the queue in place of learned ones.
+    prototypes from the queue instead of learned prototypes.
     """
     student, teacher, queue = _prepare(
         student, teacher, queue, student_temperature=student_temperature

@@ -1,20 +1,28 @@
 """The paper's learning rate over a run."""
 
+from __future__ import annotations
+
 import keras
 
 
 def warmup_cosine(
-    *, batch_size, steps_per_epoch, epochs, warmup_epochs=5, rate_per_256=0.03
-):
-    """Linear warm-up from 0, then half a cosine to 0, per step.
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    epochs: float,
+    warmup_epochs: float = 5,
+    rate_per_256: float = 0.03,
+) -> keras.optimizers.schedules.CosineDecay:
+    """Returns a linear warm-up from 0, then half a cosine to 0, per step.
 
     Args:
         batch_size: int, the global batch; the peak rate is
             `rate_per_256 * batch_size / 256` (linear scaling).
         steps_per_epoch: int.
         epochs: int or float, of the whole run, warm-up included.
-        warmup_epochs: int or float, less than `epochs`; the authors' code
-            warms up from the base rate per epoch, this from 0 per step.
+        warmup_epochs: int or float, less than `epochs`. The authors' code
+            warms up from the base rate, once per epoch; this schedule warms up
+            from 0, at every step.
         rate_per_256: float, the paper's 0.03.
 
     Returns:

@@ -1,4 +1,6 @@
-"""Stochastic gradient descent as PyTorch defines it, which the paper used."""
+"""Stochastic gradient descent by PyTorch's rule, which the paper used."""
+
+from __future__ import annotations
 
 import keras
 import tensorflow as tf
@@ -11,11 +13,12 @@ class SGD(keras.optimizers.Optimizer):
 
         g <- g + weight_decay * w;  v <- momentum * v + g;  w <- w - lr * v
 
-    for every trainable weight, BatchNorm and biases included. It differs from
-    `keras.optimizers.SGD` twice. Keras's `weight_decay` is decoupled (it
-    shrinks the weight beside the momentum, some ten times less at momentum
-    0.9), and its velocity has the learning rate of earlier steps inside, so
-    that the two part ways as soon as a schedule moves.
+    for every trainable weight, BatchNorm and biases included.
+
+    `keras.optimizers.SGD` differs in two ways. Its `weight_decay` is
+    decoupled: it does not pass through the momentum, and so is ten times
+    weaker at momentum 0.9. And its velocity includes the learning rates of
+    earlier steps, so that the two rules part as soon as a schedule moves.
 
     Args:
         learning_rate: float, or a Keras learning rate schedule.
@@ -31,10 +34,10 @@ class SGD(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate,
-        momentum=0.9,
-        weight_decay=1e-4,
-        name="sgd",
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        name: str = "sgd",
         **kwargs,
     ):
         if not 0 <= momentum < 1:
@@ -46,8 +49,8 @@ class SGD(keras.optimizers.Optimizer):
                 "`weight_decay` must not be negative. "
                 f"Received: weight_decay={weight_decay}."
             )
-        # The base class applies a `weight_decay` of its own, decoupled: it is
-        # told of none.
+        # `weight_decay` is not passed on: the base class would apply it as
+        # well, decoupled.
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = momentum
         self.coupled_weight_decay = weight_decay
@@ -63,9 +66,9 @@ class SGD(keras.optimizers.Optimizer):
         velocity = self.velocities[self._get_variable_index(variable)].value
         gradient = ops.cast(gradient, variable.dtype)
         gradient += self.coupled_weight_decay * variable
-        # One kernel for the rule, and bit for bit the same each time: three
-        # terms added by `+` become one AddN, and its order of additions
-        # depends on which buffer is free at the moment.
+        # One kernel for the whole rule gives the same bits every time. Three
+        # terms added by `+` become one AddN, whose order of additions depends
+        # on which buffer happens to be free.
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=velocity.handle,
