@@ -50,8 +50,8 @@ def model(case, precision="float32", views=None, **options):
     student = seed_tf.Encoder(case.student)
     keras.mixed_precision.set_global_policy("float32")
     seed = seed_tf.SEED(
-        student,
-        teacher,
+        student=student,
+        teacher=teacher,
         views=views or as_they_are,
         queue_size=case.queue_size,
         **options,

@@ -63,9 +63,10 @@ def write(folder):
     import keras
 
     import seed_tf
+    from seed_tf.acceleration import hardware
 
     folder.mkdir(parents=True)
-    with hlo_step.for_accelerators():
+    with hardware.assume(hlo_step.gpu()):
         teacher, *others = runs()
         trained = student_file(teacher).exists()
         launcher = "distill" if trained else "pretrain"
@@ -104,9 +105,8 @@ def write_step(model, run, folder):
     from seed_tf import training
 
     encoder = getattr(model, "encoder", None) or model.student
-    towers = [encoder, getattr(model, "momentum_encoder", encoder)]
-    for tower in towers:
-        hlo_step.redraw(tower.weights)
+    for network in (encoder, getattr(model, "momentum_encoder", encoder)):
+        hlo_step.redraw(network.weights)
 
     def step(images, rate):
         for metric in model.metrics:  # which log running means

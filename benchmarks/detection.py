@@ -79,7 +79,9 @@ def pretrained(seed):
     print(f"\nStudent by SEED, seed {seed}", flush=True)
     student = build_encoder(16, seed)
     pretrain(
-        seed_tf.SEED(student, teacher, teacher_temperature=0.1, **shared),
+        seed_tf.SEED(
+            student=student, teacher=teacher, teacher_temperature=0.1, **shared
+        ),
         images,
     )
     return student

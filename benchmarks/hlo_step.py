@@ -16,18 +16,17 @@ inside, as they are in versions 0.10 and 0.11.
 """
 
 import re
-from unittest import mock
 
 import numpy as np
 
 _SAMPLE = 4096  # values from which more are drawn
 
 
-def for_accelerators():
-    """Within, steps are traced as for a GPU or a TPU."""
-    from seed_tf.acceleration import precision
+def gpu():
+    """The hardware that steps are traced for."""
+    from seed_tf.acceleration import Hardware
 
-    return mock.patch.object(precision, "accelerated", lambda: True)
+    return Hardware(accelerated=True, bfloat16=True)
 
 
 def redraw(variables):

@@ -32,6 +32,7 @@ def profile(case, precision, rounds, steps, warm_up):
     import tensorflow as tf
 
     from seed_tf import losses
+    from seed_tf.embeddings import l2_normalise
     from seed_tf.training import cost
 
     seed = model(case, precision)
@@ -39,18 +40,16 @@ def profile(case, precision, rounds, steps, warm_up):
     images = tf.constant(random_images(case, 1)[0])
     view = tf.cast(images, tf.float32)
     units = [
-        losses.normalise(
-            np.random.default_rng(i).normal(size=(case.batch, 128))
-        )
+        l2_normalise(np.random.default_rng(i).normal(size=(case.batch, 128)))
         for i in range(2)
     ]
 
     def targets():
-        return seed._targets([view])  # by the rewritten copy of the teacher
+        return l2_normalise(seed.embed_by_teacher(view))
 
     def forward_and_back():
         with tf.GradientTape() as tape:
-            embeddings = losses.normalise(student(view, training=True))
+            embeddings = seed.embed(student, view, training=True)
             total = tf.reduce_sum(embeddings * units[0])
         return tape.gradient(total, variables)
 
@@ -82,7 +81,7 @@ def profile(case, precision, rounds, steps, warm_up):
     shape = (case.batch, case.size, case.size, 3)
     counted = (
         cost.forward(seed.teacher, shape).flops,
-        cost.forward_and_back(student, [shape]).flops,
+        cost.forward_and_back(student, [shape], seed.acceleration).flops,
         8 * case.batch * case.queue_size * 128,
     )
     flops = dict(zip(parts, counted, strict=False))

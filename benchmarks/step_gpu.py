@@ -25,6 +25,7 @@ which are better made without others at work. XLA keeps their results:
 
 import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -88,6 +89,7 @@ SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 def write_steps(folder):
     import seed_tf
+    from seed_tf.acceleration import Plan
     from seed_tf.training import cost
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,47 +102,58 @@ def write_steps(folder):
         )
         for precision in FLAGS.precision:
             print(f"Writing {name}, {precision} ...", flush=True)
-            seed = model(
+            build = functools.partial(
+                model,
                 case,
                 precision,
                 views=seed_tf.views.moco_v2(case.size),
                 teacher_precision=precision.removeprefix("mixed_"),
             )
+            here = build()
+            there = build(acceleration=Plan(hlo_step.gpu()))
             flops = cost.of_step(
-                seed, encoder=seed.student, batch_size=case.batch
+                there, encoder=there.student, batch_size=case.batch
             ).flops
+            stem = folder / f"{name}.{precision}"
+            write_step(there, case, stem)
             notes = {
                 "case": case._asdict(),
                 "precision": precision,
                 "source": FLAGS.source,
                 "flops": sum(flops.values()),
-                "losses": write_step(
-                    seed, case, folder / f"{name}.{precision}"
-                ),
+                "losses": first_losses(here, case),
             }
             path = folder / f"{name}.{precision}.json"
             path.write_text(json.dumps(notes, indent=1) + "\n")
 
 
 def write_step(seed, case, stem):
-    """Writes one step; returns the losses of the first `--losses` steps."""
+    """Writes one step as a GPU computes it."""
+    import tensorflow as tf
+
+    step, images = step_of(seed, case)
+    compiled = tf.function(step, jit_compile=True, autograph=False)
+    hlo_step.write(compiled, [images], stem)
+
+
+def first_losses(seed, case):
+    """Logged losses of `--losses` steps, which this processor computes."""
+    import tensorflow as tf
+
+    step, images = step_of(seed, case)
+    run = tf.function(step)
+    return [float(run(images)) for _ in range(FLAGS.losses)]
+
+
+def step_of(seed, case):
+    """A function of images that trains for a step, and the images."""
     import tensorflow as tf
 
     # So that files are small; times do not depend on it.
     hlo_step.redraw(seed.variables)
     seed.make_train_function(force=True)  # copies of the teacher follow it
-    seed.optimizer.build(seed.trainable_variables)
-
-    def step(images):
-        return seed.train_step(images)["loss"]
-
     images = tf.constant(source_images(case.batch, FLAGS.source))
-    compiled = tf.function(step, jit_compile=True, autograph=False)
-    with hlo_step.for_accelerators():
-        hlo_step.write(compiled, [images], stem)
-    run = tf.function(step)  # a processor's way
-    # The running mean that is logged.
-    return [float(run(images)) for _ in range(FLAGS.losses)]
+    return lambda images: seed.train_step(images)["loss"], images
 
 
 def source_images(batch, size):

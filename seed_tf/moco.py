@@ -1,22 +1,24 @@
 """MoCo v2: the paper's baseline, and the way to train one's own teacher."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import (
-    losses,
-    random,
-    replicas,
-)
-from seed_tf.acceleration.fused_layers import fuse
+from seed_tf import losses, random, replicas
+from seed_tf.acceleration.plan import Plan
 from seed_tf.embedding_queue import EmbeddingQueue
+from seed_tf.grouped_batch_norm import in_groups
+from seed_tf.keras_internals import all_layers
 from seed_tf.trainer import (
     Trainer,
+    check_encoder,
     cosine,
-    dry_run,
-    embed,
-    noise_images,
+    noise_image,
+    remember_image_size,
     spread,
 )
 
@@ -25,16 +27,17 @@ from seed_tf.trainer import (
 class MoCo(Trainer):
     """Momentum contrast: an encoder learns to tell images apart.
 
-    Two views of every image; the encoder's embedding of the first must match
-    the momentum encoder's of the second among a queue of earlier ones. The
-    model called on images gives the encoder's embeddings.
+    Every image has two views. The encoder's embedding of the first must match
+    the momentum encoder's embedding of the second among a queue of earlier
+    embeddings. The model called on images gives the encoder's embeddings.
 
-    A key that BatchNorm normalises with the batch it came in carries a trace
-    of that batch, by which the encoder can find it without looking at the
+    A key that BatchNorm normalises with its own batch carries a trace of the
+    batch. The encoder can find the key by this trace, without looking at the
     image (He et al., section 3.3, "Shuffling BN"). So keys are computed in
     batches shuffled across replicas or, on one device, in shuffled groups that
-    play the replicas' part. Synchronised BatchNorm would undo it: it stays as
-    it is in the encoder, but is switched off in the momentum encoder.
+    play the replicas' part (`GroupedBatchNormalization`). Synchronised
+    BatchNorm would undo the shuffling: it stays on in the encoder and is
+    switched off in the momentum encoder.
 
     Args:
         encoder: keras.Model, images `[B, H, W, 3]` float32 in [0, 255] ->
@@ -47,8 +50,9 @@ class MoCo(Trainer):
             weights at each step.
         shuffle_groups: positive int, parts of a batch whose keys are
             normalised apart, on one device; 8, as the paper trained on 8
-            GPUs. It must divide the batch. Several replicas are groups
-            themselves.
+            GPUs. It must divide the batch. With several replicas, each
+            replica is a group.
+        acceleration: see `seed_tf.SEED`.
         seed: int. Views, dropout and shuffling are functions of it and the
             step.
 
@@ -67,15 +71,16 @@ class MoCo(Trainer):
 
     def __init__(
         self,
-        encoder,
+        encoder: keras.Model,
         *,
-        views,
-        queue_size=65536,
-        temperature=0.2,
-        momentum=0.999,
-        shuffle_groups=8,
-        seed=0,
-        name="moco",
+        views: Callable,
+        queue_size: int = 65536,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        shuffle_groups: int = 8,
+        acceleration: Plan | str | None = "auto",
+        seed: int = 0,
+        name: str = "moco",
     ):
         losses.check_temperature("temperature", temperature)
         if not 0 <= momentum < 1:
@@ -88,18 +93,23 @@ class MoCo(Trainer):
                 "`shuffle_groups` must be a positive integer. "
                 f"Received: shuffle_groups={shuffle_groups!r}."
             )
-        super().__init__(views=views, seed=seed, name=name)
-        samples = self.augment(noise_images(), self.step.value)
+        super().__init__(
+            views=views, seed=seed, acceleration=acceleration, name=name
+        )
+        samples = self.augment(noise_image(), self.step.value)
         if len(samples) != 1:
             raise ValueError("MoCo takes views of one size, not multi_crop.")
-        dim = dry_run(encoder, "encoder", samples)
-        self.encoder = encoder
-        self.momentum_encoder = _copy(encoder)
-        dry_run(self.momentum_encoder, "encoder", samples)
-        self.momentum_encoder.set_weights(encoder.get_weights())
-        fuse(encoder)
+        dim = check_encoder(encoder, "encoder", samples)
         count = self.distribute_strategy.num_replicas_in_sync
-        fuse(self.momentum_encoder, shuffle_groups if count == 1 else 1)
+        remember_image_size(encoder, views, samples)
+        self.encoder = encoder
+        self.momentum_encoder = _momentum_encoder(
+            encoder, shuffle_groups if count == 1 else 1
+        )
+        check_encoder(self.momentum_encoder, "encoder", samples)
+        self.momentum_encoder.set_weights(encoder.get_weights())
+        self.acceleration.add(self.encoder)
+        self.acceleration.add(self.momentum_encoder)
         self.queue_size = queue_size
         self.temperature = temperature
         self.momentum = momentum
@@ -146,10 +156,10 @@ class MoCo(Trainer):
         )
 
     def _forward_and_back(self, images, key):
-        """What a replica does alone: queries, loss, gradients."""
+        """A replica's own part: queries, loss, gradients."""
         (view,) = self.augment(images, self.step.value, stream=0)
         with tf.GradientTape() as tape:
-            query = embed(self.encoder, view, training=True)
+            query = self.embed(self.encoder, view, training=True)
             loss, accuracy = self._contrast(query, key)
             scaled_loss = self.scale(loss)
         gradients = tape.gradient(scaled_loss, self.encoder.trainable_variables)
@@ -161,8 +171,8 @@ class MoCo(Trainer):
         step = ops.cast(-1, "int64")
         (query_view,) = self.augment(images, step, stream=0)
         (key_view,) = self.augment(images, step, stream=1)
-        query = embed(self.encoder, query_view)
-        key = embed(self.momentum_encoder, key_view)
+        query = self.embed(self.encoder, query_view)
+        key = self.embed(self.momentum_encoder, key_view)
         loss, accuracy = self._contrast(query, key)
         return self.log(
             loss=loss,
@@ -184,7 +194,8 @@ class MoCo(Trainer):
     def _update_momentum_encoder(self):
         """Moves the momentum encoder's weights towards the encoder's.
 
-        BatchNorm's statistics are copied: training takes the batch's own.
+        Running statistics of BatchNorm are copied, as training takes those of
+        the batch.
         """
         trained = {id(v) for v in self.encoder.trainable_variables}
         for ours, theirs in zip(
@@ -225,7 +236,7 @@ class MoCo(Trainer):
                 "more. Choose another batch size, or MoCo(..., "
                 f"shuffle_groups=...). Received: a batch of {batch}."
             )
-        return embed(self.momentum_encoder, view, training=True)
+        return self.embed(self.momentum_encoder, view, training=True)
 
     def get_config(self):
         return {
@@ -238,16 +249,25 @@ class MoCo(Trainer):
         }
 
 
-def _copy(encoder):
-    """An encoder of the same architecture whose weights nobody trains."""
+def _momentum_encoder(encoder, groups):
+    """Returns a copy of an encoder whose weights no optimizer trains.
+
+    The values of its weights are new ones.
+
+    Args:
+        encoder: keras.Model.
+        groups: int, parts of a batch that BatchNorm normalises apart.
+    """
     copy = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(encoder)
     )
     # Not `copy.trainable = False`: a frozen BatchNorm ignores training=True.
     for variable in copy.weights:
         variable.trainable = False
-    for layer in copy._flatten_layers():
+    for layer in all_layers(copy):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = False
             layer.momentum = 1.0  # its running statistics are the encoder's
+            if groups > 1:
+                in_groups(layer, groups)
     return copy

@@ -212,8 +212,8 @@ def build(recipe, teacher=None, *, views=None, stem="imagenet", seed=0):
         hidden_dim=recipe.hidden_dim,
     )
     return SEED(
-        student,
-        teacher,
+        student=student,
+        teacher=teacher,
         student_temperature=recipe.temperature,
         teacher_temperature=recipe.teacher_temperature,
         objective=OBJECTIVES[recipe.objective],

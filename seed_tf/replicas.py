@@ -1,15 +1,21 @@
-"""What several replicas of a model need and Keras does not give them.
+"""Training on several replicas, where Keras's own trainer does not do it.
 
-For one device all of this does nothing, or is not called.
+On one device these functions do nothing, or are not called.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from seed_tf.keras_internals import all_layers
 
-def gather(tensor):
-    """`[B, ...]` of every replica, concatenated in replica order."""
+
+def gather(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns `[B, ...]` of every replica, concatenated in replica order."""
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
     if replicas == 1:
@@ -20,8 +26,8 @@ def gather(tensor):
     return tf.ensure_shape(gathered, [batch and replicas * batch, *shape])
 
 
-def average(values):
-    """Each value's mean over all replicas, of a dict of scalars."""
+def average(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns the mean over all replicas of each scalar in a dict."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return values
@@ -31,16 +37,16 @@ def average(values):
     return dict(zip(values, tf.unstack(means), strict=True))
 
 
-def average_statistics(tower):
+def average_statistics(network: keras.Model) -> None:
     """Gives all replicas the mean of their BatchNorm's running statistics.
 
-    Keras lets those of unsynchronised layers part, so that workers would
-    save and evaluate different networks.
+    Keras lets the statistics of unsynchronised layers diverge, so that workers
+    would save and evaluate different networks.
     """
     context = tf.distribute.get_replica_context()
     variables = [
         variable
-        for layer in tower._flatten_layers()
+        for layer in all_layers(network)
         if isinstance(layer, keras.layers.BatchNormalization)
         and not layer.synchronized
         for variable in (layer.moving_mean, layer.moving_variance)
@@ -55,11 +61,12 @@ def average_statistics(tower):
         variable.assign(mean)
 
 
-def overflow_of_all(gradients, norm):
-    """Gradients that are NaN on every replica if one replica's overflow.
+def overflow_of_all(gradients: list, norm: tf.Tensor) -> list:
+    """Returns gradients, NaN on every replica if one replica's overflow.
 
-    Keras decides by the first replica's alone whether a step is skipped, as
-    if gradients were summed already, and lets those of others spoil the sum.
+    Keras looks at the first replica's gradients only to decide whether to skip
+    a step, as if gradients were summed already. An overflow elsewhere would
+    spoil the sum.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
@@ -70,10 +77,10 @@ def overflow_of_all(gradients, norm):
 
 
 class Mean(keras.metrics.Mean):
-    """The running mean of values that all replicas agree upon.
+    """Running mean of a value that is the same on all replicas.
 
-    Keras keeps one mean per replica and adds them up wherever one is read: on
-    several hosts all would have to read it at the same time.
+    Keras keeps one mean per replica and adds them up at each reading. On
+    several hosts, all hosts would have to read at the same time.
     """
 
     def add_variable(self, *args, **kwargs):
@@ -81,15 +88,15 @@ class Mean(keras.metrics.Mean):
         return super().add_variable(*args, **kwargs)
 
 
-def on_all(model, step):
-    """What Keras calls with an iterator, for several replicas.
+def on_all(model: keras.Model, step: Callable) -> Callable:
+    """Returns the function that Keras calls with an iterator in `fit`.
 
-    Keras's own (`TensorFlowTrainer._make_function`) fails there. It compiles
-    all replicas into one XLA program, whose variables would lie on several
-    devices; for `steps_per_execution` it calls a `tf.function` within a
-    condition within a loop, and TensorFlow cannot place that on several
-    devices; and it averages the scalar logs of several workers over an axis
-    that they do not have.
+    Keras's own function fails with several replicas, in three ways. It
+    compiles all replicas into one XLA program, whose variables would lie on
+    several devices. For `steps_per_execution` it calls a `tf.function` within a
+    condition within a loop, which TensorFlow cannot place on several devices.
+    It averages the scalar logs of several workers over an axis that the logs
+    do not have.
 
     Args:
         model: keras.Model, compiled.
@@ -123,16 +130,16 @@ def on_all(model, step):
     return function
 
 
-def check(model, x, steps):
-    """Refuses data and settings that several replicas cannot share.
+def check(model: keras.Model, x, steps: int | None) -> None:
+    """Checks that several replicas can share data and settings.
 
     Args:
         model: keras.Model, compiled.
-        x: what `fit` is given.
-        steps: int, its `steps_per_epoch`, or None.
+        x: the data that `fit` is called with.
+        steps: int, `steps_per_epoch` of `fit`, or None.
 
     Raises:
-        ValueError: if the batches cannot be divided among them.
+        ValueError: if replicas cannot share the batches.
     """
     strategy = model.distribute_strategy
     replicas = strategy.num_replicas_in_sync
@@ -163,13 +170,13 @@ def check(model, x, steps):
         )
     synchronised = [
         layer.name
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if getattr(layer, "synchronized", False) and layer.trainable
     ]
     if model.jit_compile and synchronised:
         raise ValueError(
-            "XLA compiles what each replica does alone, and synchronised "
-            "BatchNorm is not that: leave out `jit_compile=True` or the "
+            "XLA compiles each replica's own part of a step, and synchronised "
+            "BatchNorm needs all replicas: leave out `jit_compile=True` or the "
             "synchronisation. Received: synchronised layers "
             f"{', '.join(synchronised)}."
         )

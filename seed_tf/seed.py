@@ -1,26 +1,24 @@
 """SEED: self-supervised distillation for visual representation."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import (
-    losses,
-    replicas,
-)
-from seed_tf.acceleration import precision
-from seed_tf.acceleration.folded_teacher import FoldedTeacher
-from seed_tf.acceleration.fused_layers import fuse
+from seed_tf import losses, replicas
+from seed_tf.acceleration.plan import Plan
 from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.embeddings import l2_normalise
 from seed_tf.trainer import (
     Trainer,
+    check_encoder,
     cosine,
-    dry_run,
-    embed,
-    noise_images,
+    noise_image,
+    remember_image_size,
     spread,
 )
 
@@ -29,24 +27,27 @@ from seed_tf.trainer import (
 class SEED(Trainer):
     """Trains a student to see the similarities that a frozen teacher sees.
 
-    Of every image one augmented view goes to both towers. The student learns
-    to reproduce the teacher's softmax over similarities between the view and
-    a queue of the teacher's earlier embeddings. No labels are used. The model
-    called on images gives the student's embeddings, so that `predict`,
-    `summary` and exporters mean the student.
+    Student and teacher see one augmented view of each image. The student
+    learns to reproduce the teacher's softmax over similarities between the
+    view and a queue of the teacher's earlier embeddings. No labels are used.
+    The model called on images gives the student's embeddings, so that
+    `predict`, `summary` and exporters mean the student.
+
+    All arguments are keyword-only: `keras.distillation.Distiller` takes the
+    teacher first, and with equal widths a swap would train the teacher.
 
     With `seed_tf.views.multi_crop` the small views are distilled as well, each
-    towards the teacher's embedding of the same small view, by a queue of
-    their own (`small_queue`) that takes one small view of each image; the two
-    losses count equally.
+    towards the teacher's embedding of the same small view. They have a queue
+    of their own (`small_queue`), which takes one small view of each image. The
+    two losses count equally.
 
-    Batches of `datasets.load(..., view_cache=...)` bring the teacher's
-    embeddings of their views along, and the teacher is not called.
+    Batches of `datasets.load(..., view_cache=...)` hold the teacher's
+    embeddings of their views, and the teacher is not called.
 
     Args:
         student: keras.Model, images `[B, H, W, 3]` float32 in [0, 255] ->
             embeddings `[B, D]`. Trained.
-        teacher: keras.Model of the same kind and the same D. FoldedTeacher here
+        teacher: keras.Model of the same kind and the same D. Frozen
             (`trainable = False`) and always run in inference mode.
         views: layer or callable, uint8 `[B, H, W, 3]` -> float32
             `[B, s, s, 3]` in [0, 255], e.g. `seed_tf.views.moco_v2(224)`.
@@ -55,11 +56,15 @@ class SEED(Trainer):
         teacher_temperature: positive float.
         objective: function of `seed_tf.losses`' signature, or None for
             `losses.similarity_distillation`.
-        same_view: bool, whether both towers see one view of an image, as in
-            the paper, or each its own; not for multi-crop.
+        same_view: bool, whether student and teacher see one view of an image,
+            as in the paper, or each its own; not for multi-crop.
         teacher_precision: "float32", "bfloat16", or None for what
-            `acceleration.precision.default_teacher_precision` says, for the
-            copy of the teacher that gives the targets, see `FoldedTeacher`.
+            `acceleration.precision.default_teacher_precision` says: the
+            precision of the teacher's copy that gives the targets.
+        acceleration: "auto" for training steps made for this machine, a
+            `seed_tf.acceleration.Plan`, or None for plain Keras. It changes
+            results by rounding only and is in force in training steps only.
+            `str(model.acceleration)` says what it replaces.
         seed: int. Views and dropout are functions of it and the step.
 
     Logged at every step: "loss", the cross-entropy; "gap", the loss less the
@@ -70,35 +75,47 @@ class SEED(Trainer):
     "gradient_norm".
 
     Raises:
-        ValueError: if a tower does not give finite `[B, D]` embeddings, the
-            widths differ, or a size or temperature is not positive.
+        TypeError: if an argument is positional.
+        ValueError: if student or teacher do not give finite `[B, D]`
+            embeddings, the widths differ, or an argument is out of range.
 
     Source: Fang et al., ICLR 2021, arXiv 2101.04731, section 3.
 
     Example:
 
-    >>> seed = seed_tf.SEED(student, teacher, views=seed_tf.views.moco_v2(32),
-    ...                     queue_size=4096)
+    >>> seed = seed_tf.SEED(student=student, teacher=teacher,
+    ...                     views=seed_tf.views.moco_v2(32), queue_size=4096)
     >>> seed.compile(seed_tf.training.SGD(0.03))
     >>> history = seed.fit(images, epochs=2, verbose=0)
     """
 
     trained_parts = ("student", "queue", "small_queue")
 
+    def __new__(cls, *args, **kwargs):
+        if args:
+            raise TypeError(
+                f"{cls.__name__} takes keyword arguments only: "
+                f"{cls.__name__}(student=..., teacher=..., views=...). "
+                "keras.distillation.Distiller takes teacher and student in the "
+                f"other order. Received: {len(args)} positional arguments."
+            )
+        return super().__new__(cls, **kwargs)
+
     def __init__(
         self,
-        student,
-        teacher,
         *,
-        views,
-        queue_size=65536,
-        student_temperature=0.2,
-        teacher_temperature=0.01,
-        objective=None,
-        same_view=True,
-        teacher_precision=None,
-        seed=0,
-        name="seed",
+        student: keras.Model,
+        teacher: keras.Model,
+        views: Callable,
+        queue_size: int = 65536,
+        student_temperature: float = 0.2,
+        teacher_temperature: float = 0.01,
+        objective: Callable | None = None,
+        same_view: bool = True,
+        teacher_precision: str | None = None,
+        acceleration: Plan | str | None = "auto",
+        seed: int = 0,
+        name: str = "seed",
     ):
         losses.check_temperature("student_temperature", student_temperature)
         losses.check_temperature("teacher_temperature", teacher_temperature)
@@ -107,10 +124,12 @@ class SEED(Trainer):
                 '`teacher_precision` must be "float32", "bfloat16" or None. '
                 f"Received: teacher_precision={teacher_precision!r}."
             )
-        super().__init__(views=views, seed=seed, name=name)
-        samples = self.augment(noise_images(), self.step.value)
-        dim = dry_run(student, "student", samples)
-        teacher_dim = dry_run(teacher, "teacher", samples)
+        super().__init__(
+            views=views, seed=seed, acceleration=acceleration, name=name
+        )
+        samples = self.augment(noise_image(), self.step.value)
+        dim = check_encoder(student, "student", samples)
+        teacher_dim = check_encoder(teacher, "teacher", samples)
         if dim != teacher_dim:
             raise ValueError(
                 "Student and teacher must give embeddings of one width. "
@@ -123,15 +142,14 @@ class SEED(Trainer):
             )
         if student is teacher:
             raise ValueError("`student` and `teacher` are the same model.")
+        remember_image_size(student, views, samples)
         self.student, self.teacher = student, teacher
         self.teacher.trainable = False
         self.teacher_precision = teacher_precision
-        self.frozen = FoldedTeacher(
-            teacher,
-            teacher_precision
-            or precision.default_teacher_precision(teacher_temperature),
+        self.acceleration.add(student)
+        self.embed_by_teacher = self.acceleration.fold(
+            teacher, teacher_precision, teacher_temperature
         )
-        fuse(student)
         self.queue_size = queue_size
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
@@ -150,14 +168,6 @@ class SEED(Trainer):
             *("queue_filled", "gradient_norm"),
         )
         self.built = True
-
-    def make_train_function(self, force=False):
-        self.frozen.update()  # the teacher's weights may be other ones now
-        super().make_train_function(force)
-
-    def make_test_function(self, force=False):
-        self.frozen.update()
-        super().make_test_function(force)
 
     def call(self, images, training=False):
         # Float32 as in training: not every keras.Model takes uint8.
@@ -184,7 +194,7 @@ class SEED(Trainer):
         )
 
     def _forward_and_back(self, images):
-        """What a replica does alone: targets to enqueue, loss, gradients."""
+        """A replica's own part: targets to enqueue, loss, gradients."""
         views, targets = self._views_and_targets(images, self.step.value)
         with tf.GradientTape() as tape:
             loss, health = self._distil(views, targets, training=True)
@@ -212,15 +222,15 @@ class SEED(Trainer):
 
     def _targets(self, views):
         """The teacher's embeddings of each size of view, without gradient."""
-        return [l2_normalise(self.frozen(view)) for view in views]
+        return [l2_normalise(self.embed_by_teacher(view)) for view in views]
 
     def _cached_targets(self, embeddings):
-        """The same, stored: float16 `[B, n, D]`, full-size view first."""
+        """Targets from stored embeddings `[B, n, D]`, large view first."""
         if not self.same_view:
             raise ValueError(
-                "`same_view=False` needs another view for the teacher, and a "
-                "view cache holds what it makes of the student's own. Train "
-                "with `same_view=True`, or without the cache."
+                "`same_view=False` gives the teacher a view of its own, and a "
+                "view cache holds the teacher's embeddings of the student's "
+                "views. Train with `same_view=True`, or without the cache."
             )
         dim = self.queue.dim
         if embeddings.shape[2] != dim or (embeddings.shape[1] > 1) != (
@@ -229,13 +239,13 @@ class SEED(Trainer):
             raise ValueError(
                 f"Expected embeddings [B, n, {dim}], n more than 1 for "
                 "multi-crop views only. Received: "
-                f"shape {tuple(embeddings.shape)}. The view cache is of "
-                "another teacher or of other views."
+                f"shape {tuple(embeddings.shape)}. The view cache was made by "
+                "another teacher or with other views."
             )
         rows = l2_normalise(ops.cast(embeddings, "float32"))
         targets = [rows[:, 0]]
         if self.small_queue is not None:
-            # One small view of all images after the other, as `MultiCrop`.
+            # As in `MultiCrop`: first one small view of every image.
             small = ops.transpose(rows[:, 1:], (1, 0, 2))
             targets.append(ops.reshape(small, (-1, dim)))
         return targets
@@ -246,7 +256,7 @@ class SEED(Trainer):
         for view, target, queue in zip(
             views, targets, self._queues, strict=True
         ):
-            z = embed(self.student, view, training=training)
+            z = self.embed(self.student, view, training=training)
             value, measured = self._objective(z, target, queue.embeddings)
             loss += ops.mean(value)
             embeddings.append(z)

@@ -1,15 +1,23 @@
 """What SEED and MoCo share: seeded views, safe steps, health metrics."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from keras import ops
 
 from seed_tf import (
+    keras_internals,
     random,
     replicas,
 )
+from seed_tf.acceleration.plan import Acceleration, Plan
 from seed_tf.embeddings import l2_normalise
+from seed_tf.encoders.encoder import Encoder
 from seed_tf.images import check_channels, check_value_range
 
 NOT_FINITE = (
@@ -21,10 +29,10 @@ NOT_FINITE = (
 _DATASETS = (tf.data.Dataset, tf.distribute.DistributedDataset)
 
 
-class Trainer(keras.Model):
-    """A trained tower that follows a second, gradient-free one.
+class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
+    """A network that learns to follow a second one, which gets no gradient.
 
-    Subclasses write `train_step`; this class hands them its parts. All
+    Subclasses write `train_step`, from the parts that this class has. All
     randomness of a step (views, dropout) is a function of `(seed, step,
     position of the image in the global batch)`, so that a resumed run repeats
     an uninterrupted one and N replicas repeat one device.
@@ -32,16 +40,27 @@ class Trainer(keras.Model):
     Args:
         views: the augmentation, see `seed_tf.SEED`.
         seed: int.
+        acceleration: see `seed_tf.SEED`.
 
     Attributes:
+        acceleration: `Acceleration`. `str(model.acceleration)` says what
+            training steps compute faster.
         trained_parts: names of the attributes whose weights training changes.
     """
 
-    trained_parts = ()
+    trained_parts: tuple[str, ...] = ()
 
-    def __init__(self, *, views, seed=0, name=None):
-        # Images rounded to 16 bits before their normalisation are other ones.
+    def __init__(
+        self,
+        *,
+        views: Callable,
+        seed: int = 0,
+        acceleration: Plan | str | None = "auto",
+        name: str | None = None,
+    ):
+        # Images stay float32: rounding before normalisation changes them.
         super().__init__(name=name, autocast=False)
+        self.acceleration = Acceleration(acceleration)
         self.views = views
         self.seed = seed
         self.step = self.add_weight(
@@ -57,8 +76,8 @@ class Trainer(keras.Model):
 
     # -- parts of a step ---------------------------------------------------
 
-    def augment(self, images, step, stream=0):
-        """Views of a batch, a list with one tensor per image size.
+    def augment(self, images, step, stream: int = 0) -> list[tf.Tensor]:
+        """Returns views of a batch, a list with one tensor per image size.
 
         Args:
             images: `[B, H, W, 3]` uint8 or float in [0, 255]; or the crops
@@ -106,23 +125,33 @@ class Trainer(keras.Model):
                 index = replica.replica_id_in_sync_group if replica else 0
                 keys = random.image_seeds(self.seed, step, batch, index * batch)
             options["seeds"] = random.view_keys(keys, stream)
-        views = self.views(images, **options)
+        with self.acceleration.for_views():
+            views = self.views(images, **options)
         return list(views) if isinstance(views, (list, tuple)) else [views]
 
-    def reset_dropout_seeds(self, *towers):
+    def embed(
+        self, network: keras.Model, view: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """Returns L2-normalised float32 embeddings `[B, D]` of a view."""
+        if not training:
+            return l2_normalise(network(view, training=False))
+        with self.acceleration.applied(network):
+            return l2_normalise(network(view, training=True))
+
+    def reset_dropout_seeds(self, *networks: keras.Model) -> None:
         """Makes dropout of this step a function of (seed, step, replica)."""
         replica = tf.distribute.get_replica_context()
         index = ops.cast(replica.replica_id_in_sync_group, "int64")
         # A layer that is called often in one step counts on from here.
         position = self.step.value * 2**20 + index * 2**10
-        for tower in towers:
-            for i, state in enumerate(_seed_generator_states(tower)):
+        for network in networks:
+            for i, state in enumerate(_seed_generator_states(network)):
                 state.assign(
                     ops.cast(ops.stack([self.seed + i, position]), state.dtype)
                 )
 
-    def scale(self, loss):
-        """The loss to differentiate: this replica's share, scaled for float16.
+    def scale(self, loss: tf.Tensor) -> tf.Tensor:
+        """Returns this replica's share of the loss, scaled for float16.
 
         Keras sums the gradients of the replicas and leaves the division by
         their number to custom steps.
@@ -130,12 +159,12 @@ class Trainer(keras.Model):
         count = tf.distribute.get_strategy().num_replicas_in_sync
         return self.optimizer.scale_loss(loss / count)
 
-    def xla(self, function):
-        """The function, compiled by XLA if `compile` was told to.
+    def xla(self, function: Callable) -> Callable:
+        """Returns the function, compiled if `compile(jit_compile=True)` was.
 
         For what each of several replicas computes alone, without collectives,
-        which XLA cannot take in. One device's step is compiled by Keras, as a
-        whole, and a TPU's in any case.
+        which XLA does not compile. Keras compiles the whole step on one device,
+        and TPUs compile it in any case.
         """
         strategy = tf.distribute.get_strategy()
         if (
@@ -143,13 +172,13 @@ class Trainer(keras.Model):
             and strategy.num_replicas_in_sync > 1
             and not isinstance(strategy, tf.distribute.TPUStrategy)
         ):
-            return tf.function(function, jit_compile=True)
+            return tf.function(function, jit_compile=True, autograph=False)
         return function
 
-    def minimise(self, gradients, variables):
+    def minimise(self, gradients: list, variables: list) -> tf.Tensor:
         """Applies gradients of a loss from `scale`; returns their norm.
 
-        Of several replicas it is the norm of this replica's own gradient.
+        With several replicas, it is the norm of this replica's own gradient.
         """
         norm = tf.linalg.global_norm(gradients) / self.scale(1.0)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -158,20 +187,20 @@ class Trainer(keras.Model):
         # Float16's loss scaling skips steps that overflow: no norm to report.
         return tf.where(tf.math.is_finite(norm), norm, 0.0)
 
-    def log(self, **values):
-        """Updates the running mean of each value; returns all of them.
+    def log(self, **values: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Updates the running mean of each value; returns all means.
 
-        Of several replicas it is the mean over all.
+        With several replicas, they are means over all replicas.
         """
         for name, value in replicas.average(values).items():
             self._means[name].update_state(value)
         return {name: self._means[name].result() for name in values}
 
     @property
-    def state(self):
+    def state(self) -> dict:
         """What a run must save to go on, as `tf.train.Checkpoint` takes it.
 
-        All but what never changes, a teacher.
+        A teacher never changes and is not part of it.
         """
         parts = {name: getattr(self, name) for name in self.trained_parts}
         return {
@@ -182,7 +211,7 @@ class Trainer(keras.Model):
 
     # -- what Keras calls --------------------------------------------------
 
-    def track(self, *names):
+    def track(self, *names: str) -> None:
         """Creates the running means that `log` updates."""
         self._means = {name: replicas.Mean(name=name) for name in names}
 
@@ -228,13 +257,23 @@ class Trainer(keras.Model):
         kwargs.setdefault("shuffle", not isinstance(x, _DATASETS))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [StopAtNaN(), *_as_list(callbacks)]
+        if self.train_function is not None:
+            self.acceleration.update()  # the teacher's weights may have changed
         return super().fit(
             x, y, batch_size, epochs, verbose, callbacks, **kwargs
         )
 
+    def evaluate(self, *args, **kwargs):
+        if self.test_function is not None:
+            self.acceleration.update()
+        return super().evaluate(*args, **kwargs)
+
     def make_train_function(self, force=False):
-        # Built in the first trace of the step, as Keras does, the optimizer's
-        # variables make TensorFlow trace it all a second time.
+        if self.train_function is None or force:
+            self.acceleration.update()
+            logging.info("%s: acceleration: %s.", self.name, self.acceleration)
+        # Keras builds the optimizer's variables in the first trace of the step,
+        # and TensorFlow then traces it all a second time.
         if not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
@@ -244,23 +283,21 @@ class Trainer(keras.Model):
             self.train_function = replicas.on_all(self, self.train_step)
 
     def make_test_function(self, force=False):
+        if self.test_function is None or force:
+            self.acceleration.update()
         if self.distribute_strategy.num_replicas_in_sync == 1:
             super().make_test_function(force)
         elif self.test_function is None or force:
             self.test_function = replicas.on_all(self, self.test_step)
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: model, metrics and optimizer are built.
-
-        Keras would read, and throw away, a first batch here, and cannot do so
-        on several hosts.
-        """
 
     def get_config(self):
         return {
             "name": self.name,
             "views": keras.saving.serialize_keras_object(self.views),
             "seed": self.seed,
+            "acceleration": keras.saving.serialize_keras_object(
+                self.acceleration.requested
+            ),
         }
 
     @classmethod
@@ -294,27 +331,29 @@ class StopAtNaN(keras.callbacks.Callback):
             )
 
 
-def dry_run(tower, role, views):
-    """Runs a tower once on a view of noise; returns its embedding width.
+def check_encoder(
+    encoder: keras.Model, role: str, views: list[tf.Tensor]
+) -> int:
+    """Runs an encoder once on views of noise; returns its embedding width.
 
-    Builds towers that are not yet built, and finds before any training what
+    Builds an encoder that is not yet built, and finds before any training what
     would spoil it.
 
     Args:
-        tower: keras.Model, or any Keras layer.
+        encoder: keras.Model, or any Keras layer.
         role: str, for messages: "student", "teacher", "encoder".
-        views: list of `[1, s, s, 3]` float32 tensors.
+        views: list of `[1, s, s, 3]` float32 tensors, e.g. of `noise_image`.
 
     Raises:
-        ValueError: if the tower does not give finite embeddings `[B, D]`.
+        ValueError: if the encoder does not give finite embeddings `[B, D]`.
     """
-    if not isinstance(tower, keras.layers.Layer):
+    if not isinstance(encoder, keras.layers.Layer):
         raise ValueError(
             f"`{role}` must be a keras.Model, e.g. seed_tf.Encoder(...). "
-            f"Received: {role}={tower!r} of type {type(tower).__name__}."
+            f"Received: {role}={encoder!r} of type {type(encoder).__name__}."
         )
     for view in views:
-        embeddings = tower(view, training=False)
+        embeddings = encoder(view, training=False)
         shape = getattr(embeddings, "shape", None)
         if shape is None or len(shape) != 2:
             raise ValueError(
@@ -331,17 +370,34 @@ def dry_run(tower, role, views):
     return int(shape[-1])
 
 
-def noise_images():
-    """One image `[1, 64, 64, 3]` uint8 for `dry_run`."""
+def remember_image_size(
+    encoder: keras.Model, views: Callable, samples: list[tf.Tensor]
+) -> None:
+    """Sets an `Encoder`'s `image_size` to the size of the (large) views.
+
+    Other models are left alone, and so is the size if views do not set it.
+
+    Args:
+        encoder: keras.Model that is trained.
+        views: the augmentation, see `seed_tf.SEED`.
+        samples: its views of `noise_image`.
+    """
+    resized = samples[0].shape[1:3] != noise_image().shape[1:3]
+    if isinstance(encoder, Encoder) and (resized or hasattr(views, "crops")):
+        encoder.image_size = int(samples[0].shape[1])
+
+
+def noise_image() -> np.ndarray:
+    """Returns a batch of one image of noise, uint8 `[1, 64, 64, 3]`."""
     return np.random.default_rng(0).integers(
         0, 256, (1, 64, 64, 3), dtype=np.uint8
     )
 
 
-def spread(embeddings):
-    """How widely normalised embeddings `[B, D]` spread, scalar in [0, 1].
+def spread(embeddings: tf.Tensor) -> tf.Tensor:
+    """Returns how widely normalised embeddings `[B, D]` spread, in [0, 1].
 
-    The standard deviation over the batch, averaged over dimensions, times
+    It is the standard deviation over the batch, averaged over dimensions, times
     sqrt(D): near 1 for directions all around, 0 when all images collapse to
     one point.
     """
@@ -349,19 +405,14 @@ def spread(embeddings):
     return deviation * float(embeddings.shape[-1]) ** 0.5
 
 
-def cosine(a, b):
-    """Mean cosine of the rows of normalised `a` and `b`, both `[B, D]`."""
+def cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Returns the mean cosine of normalised rows, `a` and `b` `[B, D]`."""
     return ops.mean(ops.sum(a * b, axis=1))
 
 
-def embed(tower, view, training=False):
-    """L2-normalised float32 embeddings `[B, D]` of a view."""
-    return l2_normalise(tower(view, training=training))
-
-
-def _seed_generator_states(tower):
+def _seed_generator_states(network):
     return [
-        v for v in tower.variables if v.path.endswith("seed_generator_state")
+        v for v in network.variables if v.path.endswith("seed_generator_state")
     ]
 
 

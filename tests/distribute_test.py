@@ -57,7 +57,9 @@ def build(method, *, synchronized=False, queue_size=50, views=None):
     options = {"views": views, "queue_size": queue_size}
     student = functools.partial(tower, 4, synchronized=synchronized)
     if method == "seed":
-        return lambda: seed_tf.SEED(student(), tower(8), **options)
+        return lambda: seed_tf.SEED(
+            student=student(), teacher=tower(8), **options
+        )
     return lambda: seed_tf.MoCo(student(), shuffle_groups=2, **options)
 
 

@@ -18,7 +18,8 @@ from helpers.runs import (
 )
 
 import seed_tf
-from seed_tf import recipes, seed
+from seed_tf import recipes
+from seed_tf.acceleration import plan
 from seed_tf.checkpoints.layouts import LAYOUTS
 from seed_tf.encoders import backbones, efficientnet, mobilenet_v3
 from seed_tf.evaluation import protocols, transfer
@@ -238,8 +239,8 @@ def teacher_of(architecture, method):
 
 
 @functools.cache
-def frozen(teacher, dtype):
-    return seed_tf.acceleration.FoldedTeacher(teacher, dtype)
+def folded(teacher, dtype, hardware):
+    return seed_tf.acceleration.FoldedTeacher(teacher, dtype, hardware)
 
 
 class TrainsTest(parameterized.TestCase):
@@ -259,7 +260,7 @@ class TrainsTest(parameterized.TestCase):
                 [mobilenet_v3._BLOCKS[i] for i in (0, 1, 3, 6, 10, 12)],
             ),
             mock.patch.object(recipes, "backbone", backbone),
-            mock.patch.object(seed, "FoldedTeacher", frozen),
+            mock.patch.object(plan, "FoldedTeacher", folded),
         ):
             self.enter_context(change)
 

@@ -100,8 +100,8 @@ class StepByStepTest(parameterized.TestCase):
     def test_twenty_steps_follow_numpy(self, queue_size):
         student, teacher = towers()
         model = seed_tf.SEED(
-            student,
-            teacher,
+            student=student,
+            teacher=teacher,
             views=same_pixels,
             queue_size=queue_size,
             teacher_temperature=0.1,
@@ -134,7 +134,7 @@ class KerasModelTest(parameterized.TestCase):
     def model(self, **kwargs):
         student, teacher = towers()
         kwargs = {"views": seed_tf.views.moco_v2(2), "queue_size": 32} | kwargs
-        model = seed_tf.SEED(student, teacher, **kwargs)
+        model = seed_tf.SEED(student=student, teacher=teacher, **kwargs)
         model.compile(seed_tf.training.SGD(0.05))
         return model
 
@@ -179,7 +179,9 @@ class KerasModelTest(parameterized.TestCase):
                 keras.layers.Dense(4),
             ]
         )
-        model = seed_tf.SEED(student, teacher, views=same_pixels, queue_size=16)
+        model = seed_tf.SEED(
+            student=student, teacher=teacher, views=same_pixels, queue_size=16
+        )
         model.compile(seed_tf.training.SGD(0.1))
         images = random_images(8)
         expected = l2_normalise(teacher(images, training=False))
@@ -192,8 +194,8 @@ class KerasModelTest(parameterized.TestCase):
     def test_logs_tell_what_their_names_say(self):
         student, teacher = towers()
         model = seed_tf.SEED(
-            student,
-            teacher,
+            student=student,
+            teacher=teacher,
             views=same_pixels,
             queue_size=32,
             teacher_temperature=0.1,
@@ -234,7 +236,9 @@ class KerasModelTest(parameterized.TestCase):
             keras.ops.zeros_like(student.layers[-1].kernel)
         )
         student.layers[-1].bias.assign(np.ones(4))
-        model = seed_tf.SEED(student, teacher, views=same_pixels, queue_size=8)
+        model = seed_tf.SEED(
+            student=student, teacher=teacher, views=same_pixels, queue_size=8
+        )
         model.compile(seed_tf.training.SGD(0.0))
         logs = model.train_on_batch(random_images(8), return_dict=True)
         self.assertLess(logs["spread"], 1e-3)
@@ -259,7 +263,10 @@ class KerasModelTest(parameterized.TestCase):
 
         student = Subclassed()
         model = seed_tf.SEED(
-            student, towers()[1], views=same_pixels, queue_size=8
+            student=student,
+            teacher=towers()[1],
+            views=same_pixels,
+            queue_size=8,
         )
         model.compile(keras.optimizers.Adam(1e-3))
         images = random_images(8)
@@ -318,8 +325,8 @@ class KerasModelTest(parameterized.TestCase):
                 ]
             )
             model = seed_tf.SEED(
-                student,
-                towers()[1],
+                student=student,
+                teacher=towers()[1],
                 views=seed_tf.views.moco_v2(2),
                 queue_size=8,
             )
@@ -386,7 +393,7 @@ class KerasModelTest(parameterized.TestCase):
         for a, b in zip(results[0][1], results[1][1], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
-    def test_each_tower_may_have_its_own_view(self):
+    def test_student_and_teacher_may_have_views_of_their_own(self):
         images = random_images(8, size=6)
         for same in (True, False):
             model = self.model(same_view=same)
@@ -406,7 +413,26 @@ class KerasModelTest(parameterized.TestCase):
             seed_tf.views.swav(2), seed_tf.views.small_patches(2)
         )
         with self.assertRaisesRegex(ValueError, "same_view.*not multi_crop"):
-            seed_tf.SEED(*towers(), views=views, same_view=False)
+            self.model(views=views, same_view=False)
+
+    @parameterized.parameters(
+        (lambda: seed_tf.views.moco_v2(64), 64),
+        (
+            lambda: seed_tf.views.multi_crop(
+                seed_tf.views.swav(32), seed_tf.views.small_patches(24)
+            ),
+            32,
+        ),
+        (lambda: lambda images: tf.cast(images, "float32"), None),
+    )
+    def test_the_student_remembers_its_image_size(self, views, expected):
+        def encoder():
+            return seed_tf.Encoder("resnet18", stem="cifar", embedding_dim=4)
+
+        student = encoder()
+        shared = {"views": views(), "queue_size": 8}
+        seed_tf.SEED(student=student, teacher=encoder(), **shared)
+        self.assertEqual(student.image_size, expected)
 
     def test_objectives_of_the_library_and_of_the_user(self):
         @keras.saving.register_keras_serializable("seed_test")
@@ -444,8 +470,8 @@ class SmallPatchesTest(absltest.TestCase):
             num_small=3,
         )
         model = seed_tf.SEED(
-            student,
-            teacher,
+            student=student,
+            teacher=teacher,
             views=views,
             queue_size=20,
             teacher_precision="float32",
@@ -481,7 +507,9 @@ class BadInputTest(parameterized.TestCase):
         towers_ = towers()
         kwargs = {"views": same_pixels, "queue_size": 8} | kwargs
         return seed_tf.SEED(
-            student or towers_[0], teacher or towers_[1], **kwargs
+            student=student or towers_[0],
+            teacher=teacher or towers_[1],
+            **kwargs,
         )
 
     def test_widths_that_differ(self):

@@ -24,6 +24,7 @@ LAYERS = (
         "encoders",
         "losses",
         "optimizers",
+        "grouped_batch_norm",
         "replicas",
         "reporting",
     ),

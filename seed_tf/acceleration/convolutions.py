@@ -25,16 +25,14 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from seed_tf.acceleration import precision
-
 # Pixels a side of the maps up to which products stand in, for a convolution
 # and for the gradient of its kernel.
 _PRODUCT_SIDE, _TAPS_SIDE = 2, 7
 _LANES = 16  # bytes that matrix units take at a time
 
 
-def convolution(layer, maps, kernel):
-    """What `layer.convolution_op(maps, kernel)` gives, up to rounding.
+def convolution(layer, maps, kernel, hardware):
+    """Returns what `layer.convolution_op(maps, kernel)` does, up to rounding.
 
     Args:
         layer: keras.layers.Conv2D.
@@ -43,11 +41,12 @@ def convolution(layer, maps, kernel):
             accelerators, a convolution of 2x2 blocks where a layer of stride
             2 sees images.
         kernel: `[k, k, C, D]`.
+        hardware: `Hardware`.
 
     Returns:
         `[B, h', w', D]`.
     """
-    if precision.accelerated() and _sees_images(layer, maps):
+    if hardware.accelerated and _sees_images(layer, maps):
         return _of_blocks(
             maps, ops.convert_to_tensor(kernel), _padding(layer, maps)
         )
@@ -62,14 +61,14 @@ def convolution(layer, maps, kernel):
     return tf.reshape(rows, (-1, *sides, layer.filters))
 
 
-def convolution_in_training(layer, maps, kernel):
-    """The same, with products in place of more convolutions and gradients.
+def convolution_in_training(layer, maps, kernel, hardware):
+    """Returns the same, and has products for gradients and 1x1 kernels.
 
     Not for inference, where a convolution takes its bias and activation along.
     """
     padding, stride = _padding(layer, maps), layer.strides[0]
-    if padding is None or layer.groups != 1 or precision.accelerated():
-        return convolution(layer, maps, kernel)
+    if padding is None or layer.groups != 1 or hardware.accelerated:
+        return convolution(layer, maps, kernel, hardware)
     size = layer.kernel_size[0]
     sides = _output_sides(maps, padding, size, stride)
     # Not the variable itself, which a custom gradient does not take.
@@ -85,17 +84,18 @@ def convolution_in_training(layer, maps, kernel):
         and _PRODUCT_SIDE < max(sides) <= _TAPS_SIDE
     ):
         return _to_small_maps(maps, kernel, layer, padding, sides)
-    return convolution(layer, maps, kernel)
+    return convolution(layer, maps, kernel, hardware)
 
 
-def depthwise_convolution_in_training(layer, maps):
-    """What `layer(maps)` gives, up to rounding.
+def depthwise_convolution_in_training(layer, maps, hardware):
+    """Returns what `layer(maps)` does, up to rounding.
 
     Args:
         layer: keras.layers.DepthwiseConv2D.
         maps: `[B, h, w, C]`. An elementwise product stands in where its static
             shape leads to a single pixel, other kernels for gradients where
             they are faster.
+        hardware: `Hardware`.
 
     Returns:
         `[B, h', w', C * depth_multiplier]`.
@@ -112,7 +112,7 @@ def depthwise_convolution_in_training(layer, maps):
     kernel = tf.convert_to_tensor(ops.convert_to_tensor(layer.kernel))
     if _sides(layer, maps) == [1, 1]:
         return _to_single_pixels(maps, kernel[..., 0], layer.padding)
-    if precision.accelerated():
+    if hardware.accelerated:
         return keras.layers.DepthwiseConv2D.call(layer, maps)
     return _depthwise(maps, kernel, layer, padding)
 

@@ -1,14 +1,18 @@
 """A frozen network rewritten: the same outputs from fewer operations."""
 
+from __future__ import annotations
+
 import collections
-import types
+import functools
 
 import keras
 import tensorflow as tf
 from absl import logging
 from keras import ops
 
-from seed_tf.acceleration import convolutions, precision
+from seed_tf import keras_internals
+from seed_tf.acceleration import convolutions, patching, precision
+from seed_tf.acceleration import hardware as machine
 from seed_tf.encoders.encoder import Encoder
 
 # Layers that may compute in 16 bits between images in float32 and features in
@@ -53,6 +57,7 @@ class FoldedTeacher:
             convolutions; image normalisation, pooling and projection head stay
             as they are. A backbone in another precision than float32, or with
             layers that might not stand bfloat16, keeps its own.
+        hardware: `Hardware`, by default this machine's.
 
     Attributes:
         dtype: str, what the backbone computes in.
@@ -65,15 +70,20 @@ class FoldedTeacher:
     TensorShape([1, 128])
     """
 
-    def __init__(self, model, dtype="float32"):
+    def __init__(
+        self,
+        model: keras.Model,
+        dtype: str = "float32",
+        hardware: machine.Hardware | None = None,
+    ):
         self._model = model
         is_encoder = isinstance(model, Encoder)
         self._original = model.backbone if is_encoder else model
         network = _functional(self._original)
         if network is None:
             logging.warning(
-                "%s runs as it is: it is no functional model, whose BatchNorm "
-                "could be folded.",
+                "%s runs as it is: BatchNorm is folded only in functional "
+                "models whose layers have no methods of their own.",
                 self._original.name,
             )
             self._copy, self._whole = None, model
@@ -83,23 +93,30 @@ class FoldedTeacher:
             dtype = None
         self._pairs = _pairs(network)
         with precision.no_16_bits():
-            self._copy = self._whole = _clone(network, self._pairs, dtype)
+            self._copy = self._whole = _clone(
+                network, self._pairs, dtype, hardware or machine.current()
+            )
             if is_encoder:
                 config = model.get_config() | {"backbone": self._copy}
                 self._whole = Encoder(**config)
         self.dtype = self._copy.layers[-1].compute_dtype
         self.update()
 
-    def __call__(self, images):
-        """What `model(images, training=False)` gives."""
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns what `model(images, training=False)` does."""
         return self._whole(images, training=False)
 
     @property
-    def variables(self):
-        """Those of the copy, none where the network runs as it is."""
+    def folded(self) -> bool:
+        """Whether there is a copy; a network that runs as it is has none."""
+        return self._copy is not None
+
+    @property
+    def variables(self) -> list:
+        """Variables of the copy."""
         return [] if self._copy is None else self._whole.variables
 
-    def update(self):
+    def update(self) -> None:
         """Takes over the weights that the model has now."""
         if self._copy is None:
             return
@@ -124,7 +141,9 @@ class _Nothing(keras.layers.Layer):
 
 
 def _functional(model):
-    """The model as one that can be cloned layer by layer, or None."""
+    """Returns a model that can be cloned layer by layer, or None."""
+    if any(map(patching.is_patched, keras_internals.all_layers(model))):
+        return None  # a clone would lose methods of single layers
     if isinstance(model, keras.Sequential):
         if not model.built:
             return None
@@ -157,7 +176,7 @@ def _stands(network, dtype):
 
 def _pairs(network):
     """Dict of convolutions to the BatchNorm that each can absorb."""
-    nodes = [x for level in network._nodes_by_depth.values() for x in level]
+    nodes = keras_internals.nodes(network)
     sources = {id(y): x.operation for x in nodes for y in x.output_tensors}
     users = collections.defaultdict(list)
     for node in nodes:
@@ -181,7 +200,7 @@ def _pairs(network):
     return pairs
 
 
-def _clone(network, pairs, dtype):
+def _clone(network, pairs, dtype, hardware):
     """The network without what is absorbed, in another dtype or its own."""
     absorbed = list(pairs.values())
     policy = dtype
@@ -203,8 +222,8 @@ def _clone(network, pairs, dtype):
             config["dtype"] = policy
         copy = type(layer).from_config(config)
         if type(copy) is keras.layers.Conv2D:
-            copy.convolution_op = types.MethodType(
-                convolutions.convolution, copy
+            copy.convolution_op = functools.partial(
+                convolutions.convolution, copy, hardware=hardware
             )
         return copy
 

@@ -3,111 +3,114 @@
 Each operation reads and writes whole feature maps, and that is what it costs.
 """
 
+from __future__ import annotations
+
 import functools
-import types
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from seed_tf.acceleration import convolutions, precision
+from seed_tf.acceleration import convolutions
+from seed_tf.acceleration.hardware import Hardware
+from seed_tf.grouped_batch_norm import GroupedBatchNormalization
+from seed_tf.keras_internals import is_training
 
 _BATCH_NORM = keras.layers.BatchNormalization
 _LARGEST_POOL = 11  # whose taps 8 bits tell apart
 
 
-def fuse(model, groups=1):
-    """Lets a network train by fewer and faster kernels.
+def replacement(
+    layer: keras.layers.Layer, hardware: Hardware
+) -> tuple[str, Callable] | None:
+    """Returns what a layer may compute faster in training.
+
+    The function stands in for a method of the layer. Outputs, gradients and
+    running statistics are the same up to rounding. In inference, and on inputs
+    that no faster kernel exists for, the function calls the layer's own
+    method.
 
     BatchNorm goes through TensorFlow's fused kernel, where Keras computes
-    moments, normalisation and their gradients one by one; activations have one
-    kernel forward and one back, compiled by XLA; convolutions, averages over
-    maps in bfloat16 and, on accelerators, the gradients of max-pooling take
-    faster ways. The layers stay what they are, to their weights, to
-    `get_config` and to files; outputs, gradients and running statistics are
-    the same up to rounding. Layers that a kernel cannot stand in for
-    (synchronised, masked, of other axes or ranks, subclasses that compute
-    something else) run as before, and so does inference.
+    moments, normalisation and their gradients one by one. Activations have one
+    kernel forward and one back, compiled by XLA. See `convolutions` for
+    convolutions. Averages over maps in bfloat16 and, on accelerators, the
+    gradients of max-pooling have kernels of their own.
 
     Args:
-        model: keras.Model, changed in place.
-        groups: positive int, equal parts of a batch, one after the other, each
-            of which BatchNorm normalises for itself in training, as so many
-            devices would. All other layers see the whole batch.
+        layer: keras.layers.Layer.
+        hardware: `Hardware` that the layer trains on.
 
-    Example:
-
-    >>> encoder = seed_tf.Encoder("mobilenet_v3_large")
-    >>> seed_tf.acceleration.fuse(encoder)
+    Returns:
+        pair of the method's name and the function, or None for a layer of
+        another class, a subclass that computes something else included.
     """
-    for layer in model._flatten_layers():
-        if (
-            type(layer).call is _BATCH_NORM.call
-            and not layer.renorm
-            and layer.compute_dtype != "float64"
-        ):
-            layer.call = types.MethodType(_batch_norm, layer)
-        elif type(layer) is keras.layers.Activation:
-            layer.call = types.MethodType(_activation, layer)
-        elif type(layer) is keras.layers.Conv2D:
-            layer.convolution_op = types.MethodType(_convolution, layer)
-        elif type(layer) is keras.layers.DepthwiseConv2D:
-            layer.call = types.MethodType(_depthwise_convolution, layer)
-        elif type(layer) is keras.layers.GlobalAveragePooling2D:
-            layer.call = types.MethodType(_average, layer)
-        elif type(layer) is keras.layers.MaxPooling2D:
-            layer.call = types.MethodType(_maximum, layer)
-        if groups > 1 and isinstance(layer, _BATCH_NORM):
-            layer.call = _in_groups(layer.call, groups)
+    kind, name = type(layer), "call"
+    if _normalises_as_keras(layer):
+        function = _batch_norm
+        if isinstance(layer, GroupedBatchNormalization):
+            name = "normalise_group"
+    elif kind is keras.layers.Activation and layer.activation in _KERNELS:
+        function = _activation
+    elif kind is keras.layers.Conv2D:
+        name, function = "convolution_op", _convolution
+    elif kind is keras.layers.DepthwiseConv2D:
+        function = _depthwise_convolution
+    elif (
+        kind is keras.layers.GlobalAveragePooling2D
+        and layer.compute_dtype == "bfloat16"
+        and not hardware.accelerated
+    ):
+        function = _average
+    elif kind is keras.layers.MaxPooling2D and hardware.accelerated:
+        function = _maximum
+    else:
+        return None
+    return name, functools.partial(function, layer, hardware)
 
 
-def _in_groups(batch_norm, groups):
-    def call(inputs, training=None, mask=None):
-        if not training:
-            return batch_norm(inputs, training=training, mask=mask)
-        parts = tf.split(inputs, groups)  # which copies nothing
-        masks = groups * [None] if mask is None else tf.split(mask, groups)
-        parts = [
-            batch_norm(part, training=training, mask=mask)
-            for part, mask in zip(parts, masks, strict=True)
-        ]
-        return tf.concat(parts, 0)
-
-    return call
+def _normalises_as_keras(layer):
+    if not isinstance(layer, _BATCH_NORM):
+        return False
+    call = type(layer).call
+    if isinstance(layer, GroupedBatchNormalization):
+        call = super(GroupedBatchNormalization, layer).call.__func__
+    return (
+        call is _BATCH_NORM.call
+        and not layer.renorm
+        and layer.compute_dtype != "float64"
+    )
 
 
-def _in_training(layer):
-    # Keras passes `training` only to layers that asked for it when built.
-    return layer._get_call_context().get_value("training")
-
-
-def _activation(self, inputs):
-    kernel = _KERNELS.get(self.activation)
-    if not _in_training(self) or kernel is None or len(inputs.shape) != 4:
+def _activation(self, _, inputs):
+    if not is_training(self) or len(inputs.shape) != 4:
         return self.activation(inputs)
-    return kernel(inputs)
+    return _KERNELS[self.activation](inputs)
 
 
-def _convolution(self, inputs, kernel):
-    if _in_training(self):
-        return convolutions.convolution_in_training(self, inputs, kernel)
+def _convolution(self, hardware, inputs, kernel):
+    if is_training(self):
+        return convolutions.convolution_in_training(
+            self, inputs, kernel, hardware
+        )
     return keras.layers.Conv2D.convolution_op(self, inputs, kernel)
 
 
-def _depthwise_convolution(self, inputs):
-    if _in_training(self):
-        return convolutions.depthwise_convolution_in_training(self, inputs)
+def _depthwise_convolution(self, hardware, inputs):
+    if is_training(self):
+        return convolutions.depthwise_convolution_in_training(
+            self, inputs, hardware
+        )
     return keras.layers.DepthwiseConv2D.call(self, inputs)
 
 
-def _average(self, inputs):
+def _average(self, _, inputs):
     sides = inputs.shape[1:3]
     if (
-        not _in_training(self)
+        not is_training(self)
         or inputs.dtype != tf.bfloat16
         or self.data_format != "channels_last"
         or None in sides
-        or precision.accelerated()
     ):
         return keras.layers.GlobalAveragePooling2D.call(self, inputs)
     # Keras writes the whole map in float32, and again for the gradient.
@@ -115,16 +118,15 @@ def _average(self, inputs):
     return means if self.keepdims else means[:, 0, 0]
 
 
-def _maximum(self, inputs):
+def _maximum(self, _, inputs):
     if (
-        not _in_training(self)
+        not is_training(self)
         or self.data_format != "channels_last"
         or self.padding != "valid"
         or None in inputs.shape[1:]
         or len({*self.pool_size}) > 1
         or len({*self.strides}) > 1
         or self.pool_size[0] > _LARGEST_POOL
-        or not precision.accelerated()
     ):
         return keras.layers.MaxPooling2D.call(self, inputs)
     return _max_pool(inputs, self.pool_size[0], self.strides[0])
@@ -246,11 +248,10 @@ _KERNELS = {
 }
 
 
-def _batch_norm(self, inputs, training=None, mask=None):
+def _batch_norm(self, hardware, inputs, training=None, mask=None):
     if (
         not training
         or not self.trainable
-        # Whoever synchronises layers may do so after they were fused.
         or self.synchronized
         or mask is not None
         or len(inputs.shape) != 4
@@ -258,8 +259,8 @@ def _batch_norm(self, inputs, training=None, mask=None):
     ):
         return _BATCH_NORM.call(self, inputs, training=training, mask=mask)
     width, dtype = inputs.shape[-1], inputs.dtype
-    if dtype == tf.bfloat16 and width % 16 and not precision.accelerated():
-        # Such widths oneDNN takes four times as long for as in float32.
+    if dtype == tf.bfloat16 and width % 16 and not hardware.accelerated:
+        # oneDNN takes four times as long for such widths as in float32.
         inputs = tf.cast(inputs, tf.float32)
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,

@@ -91,8 +91,8 @@ def train_alone(encoder, images, steps, seed, title):
 
 def distil(student, teacher, images, steps, temperature, seed, title):
     model = seed_tf.SEED(
-        student,
-        teacher,
+        student=student,
+        teacher=teacher,
         views=views(),
         queue_size=QUEUE_SIZE,
         teacher_temperature=temperature,

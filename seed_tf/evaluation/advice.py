@@ -9,7 +9,6 @@ import tensorflow as tf
 from seed_tf import losses
 from seed_tf.trainer import (
     Trainer,
-    embed,
 )
 
 # From the authors' default to a nearly uniform target, about evenly in log.
@@ -88,11 +87,11 @@ def view_embeddings(teacher, batches, views, *, seed=0):
     Returns:
         `[N, D]` float32, L2-normalised.
     """
-    tower = Trainer(views=views, seed=seed)
+    trainer = Trainer(views=views, seed=seed)
 
     @tf.function(reduce_retracing=True)
     def run(images, step):
-        return embed(teacher, tower.augment(images, step)[0])
+        return trainer.embed(teacher, trainer.augment(images, step)[0])
 
     rows = [
         run(_images(batch), tf.constant(step, tf.int64)).numpy()

@@ -16,6 +16,7 @@ from seed_tf.encoders.classifier import Classifier
 from seed_tf.evaluation.labels import accuracies, check_classes, check_labelled
 from seed_tf.evaluation.linear_probe import DivergenceError
 from seed_tf.images import check_channels, check_value_range
+from seed_tf.keras_internals import all_layers
 from seed_tf.optimizers.schedule import warmup_cosine
 from seed_tf.optimizers.sgd import SGD
 from seed_tf.views import RandomHorizontalFlip, RandomResizedCrop, View
@@ -230,7 +231,7 @@ def _copy(encoder):
             ) from e
     # Each by itself: of a Sequential made of frozen layers, the layers would
     # stay frozen.
-    for layer in copy._flatten_layers():
+    for layer in all_layers(copy):
         layer.trainable = True
     return copy
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from seed_tf import losses
+from seed_tf.acceleration import Acceleration
 from seed_tf.embedding_queue import EmbeddingQueue
-from seed_tf.trainer import noise_images
+from seed_tf.trainer import noise_image
 
 # The streamed losses hold this much whatever the queue: logits of a block,
 # their exponentials, and the products of both.
@@ -44,11 +45,11 @@ class StepCost(NamedTuple):
     bytes: dict
 
 
-def forward(tower, shape):
+def forward(network, shape):
     """Cost of a network's inference.
 
     Args:
-        tower: keras.Model of images.
+        network: keras.Model of images.
         shape: ints (B, H, W, 3).
 
     Returns:
@@ -60,32 +61,41 @@ def forward(tower, shape):
     >>> cost.flops == 2 * (30 * 30 * 4 * 27 + 4 * 4 + 4 * 128)
     True
     """
-    weights, others = tower.trainable_variables, tower.non_trainable_variables
+    weights, others = (
+        network.trainable_variables,
+        network.non_trainable_variables,
+    )
 
     def run(weights, others, images):
-        call = tower.stateless_call(weights, others, images, training=False)
+        call = network.stateless_call(weights, others, images, training=False)
         return call[0]
 
     return _trace(run, weights, others, _floats(shape))
 
 
-def forward_and_back(tower, shapes):
+def forward_and_back(network, shapes, acceleration=None):
     """Cost of a network's training pass: its output and all gradients.
 
     Args:
-        tower: keras.Model of images.
+        network: keras.Model of images.
         shapes: list of shapes (B, H, W, 3), one for each size of view.
+        acceleration: `Acceleration` of the model that trains the network, by
+            default none.
 
     Returns:
         `Cost`.
     """
-    weights, others = tower.trainable_variables, tower.non_trainable_variables
+    acceleration = acceleration or Acceleration(None)
+    weights, others = (
+        network.trainable_variables,
+        network.non_trainable_variables,
+    )
 
     def run(weights, others, *views):
-        with tf.GradientTape() as tape:
+        with acceleration.applied(network), tf.GradientTape() as tape:
             tape.watch(weights)
             outputs = [
-                tower.stateless_call(weights, others, view, training=True)[0]
+                network.stateless_call(weights, others, view, training=True)[0]
                 for view in views
             ]
             total = tf.add_n([tf.reduce_sum(output) for output in outputs])
@@ -108,10 +118,10 @@ def of_step(model, *, encoder, batch_size, targets_cached=False):
         `StepCost`.
     """
     other = getattr(model, "teacher", None) or model.momentum_encoder
-    samples = model.augment(noise_images(), model.step.value)
+    samples = model.augment(noise_image(), model.step.value)
     shapes = [(batch_size * len(v), *v.shape[1:]) for v in samples]
     queues = [q for q in model.state.values() if isinstance(q, EmbeddingQueue)]
-    trained = forward_and_back(encoder, shapes)
+    trained = forward_and_back(encoder, shapes, model.acceleration)
     targets = [Cost(0, 0)]
     if not targets_cached:
         targets = [forward(other, shape) for shape in shapes]
@@ -119,8 +129,8 @@ def of_step(model, *, encoder, batch_size, targets_cached=False):
         _loss(model, shape[0], queue)
         for shape, queue in zip(shapes, queues, strict=True)
     ]
-    frozen = model.frozen.variables if hasattr(model, "frozen") else []
-    weights = [*encoder.variables, *other.variables, *frozen]
+    copies = model.acceleration.variables
+    weights = [*encoder.variables, *other.variables, *copies]
     activations = max(trained.bytes, *(target.bytes for target in targets))
     views = sum(4 * math.prod(shape) for shape in shapes)
     if not model.optimizer.built:
@@ -171,8 +181,8 @@ def _loss(model, batch, queue):
     objective = getattr(model, "objective", None)
     if objective in (None, losses.similarity_distillation):
         # Logits and weighted means; of student and teacher in SEED's.
-        towers = 2 if hasattr(model, "teacher") else 1
-        return Cost(towers * 4 * batch * size * dim, _LOSS_BYTES)
+        passes = 2 if hasattr(model, "teacher") else 1
+        return Cost(passes * 4 * batch * size * dim, _LOSS_BYTES)
 
     def run(student, teacher, points):
         with tf.GradientTape() as tape:

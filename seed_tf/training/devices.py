@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from seed_tf.keras_internals import all_layers
+
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/*")  # of a TPU VM
 # What TensorFlow's collectives and its coordination service say of a worker
 # that is gone, or came back as another process.
@@ -148,7 +150,7 @@ def synchronise_batch_norm(model):
         model: keras.Model. Of MoCo the encoder: keys of the momentum encoder
             must be normalised apart.
     """
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
 

@@ -29,8 +29,8 @@ from seed_tf.io.locks import folder_lock
 from seed_tf.io.progress import Progress
 from seed_tf.io.units import duration, readable_bytes
 from seed_tf.trainer import (
-    dry_run,
-    noise_images,
+    check_encoder,
+    noise_image,
 )
 from seed_tf.view_cache import (
     cache,
@@ -99,9 +99,9 @@ def build(
     )
     plan = _Plan(seed, views_per_image)
     batches = _Batches(name, views, images, plan, data)
-    samples = views(noise_images(), seeds=tf.zeros([1, 2], tf.uint32))
+    samples = views(noise_image(), seeds=tf.zeros([1, 2], tf.uint32))
     samples = samples if isinstance(samples, (tuple, list)) else [samples]
-    dim = dry_run(teacher, "teacher", samples)
+    dim = check_encoder(teacher, "teacher", samples)
     config = {
         "teacher": provenance.of_teacher(teacher),
         "views": plan.views,

@@ -20,10 +20,13 @@ import tensorflow as tf
 from keras import ops
 
 from seed_tf import random
+from seed_tf.keras_internals import AugmentsBatches
 from seed_tf.views import operators
 
 
-class SeededAugmentation(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
+class SeededAugmentation(
+    AugmentsBatches, keras_cv.layers.VectorizedBaseImageAugmentationLayer
+):
     """Base of augmentations that are functions of one key per image.
 
     The input is images, or KerasCV's dict `{"images": ..., "labels": ...}`, so
@@ -79,8 +82,8 @@ class SeededAugmentation(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         uniforms = random.uniform(seeds, self.num_uniforms)
         return self.transformations(uniforms, images)
 
-    def _batch_augment(self, inputs):
-        """KerasCV's, but that it hands on the seeds."""
+    def augment_batch(self, inputs):
+        """As in KerasCV, and with the seeds of each image."""
         images = inputs["images"]
         if isinstance(images, tf.RaggedTensor) or images.shape[-1] != 3:
             raise ValueError(

@@ -7,7 +7,7 @@ import math
 
 import tensorflow as tf
 
-from seed_tf.acceleration import precision
+from seed_tf.acceleration import hardware
 
 # ITU-R 601 luma, with the decimals that torchvision and TensorFlow use.
 LUMA = (0.2989, 0.587, 0.114)
@@ -70,7 +70,7 @@ def blend(images, operation, factors):
     saturation = tf.where(operation == SATURATION, rest, 0.0)[:, None, None]
     factor = factor[:, None, None]
 
-    if precision.accelerated():
+    if hardware.current().accelerated:
         # XLA makes one pass of elementwise operations, and reduces rows fast.
         luma = pixels * tf.constant(LUMA)
         grey = tf.reduce_sum(luma, 2, keepdims=True)

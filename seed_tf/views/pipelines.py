@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from seed_tf import random
-from seed_tf.acceleration import precision
+from seed_tf.acceleration import hardware
 from seed_tf.views.layers import (
     ColorJitter,
     RandomGaussianBlur,
@@ -121,7 +121,7 @@ class View(keras.layers.Layer):
         Each of some hundred operations reads and writes all of them.
         """
         batch, *shape = images.shape
-        if None in (batch, *shape) or precision.accelerated():
+        if None in (batch, *shape) or hardware.current().accelerated:
             return None
         most = min(_CACHE // (4 * math.prod(shape)), batch)
         block = next(n for n in range(max(most, 1), 0, -1) if batch % n == 0)

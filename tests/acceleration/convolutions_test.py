@@ -1,16 +1,14 @@
 """Tests of faster ways to the same convolutions, against float64."""
 
-from unittest import mock
-
 import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.fused import Fused
 
 import seed_tf
-from seed_tf.acceleration import precision
-from seed_tf.acceleration.folded_teacher import FoldedTeacher
-from seed_tf.acceleration.fused_layers import fuse
+from seed_tf.acceleration import FoldedTeacher, Hardware
+from seed_tf.keras_internals import all_layers
 
 WIDTH, FILTERS = 6, 5
 
@@ -21,7 +19,7 @@ def build(kind, dtype="float32", **options):
     return kind(dtype=dtype, **options)
 
 
-def pair(kind, maps, **options):
+def pair(kind, maps, accelerated=False, **options):
     """A fused layer, and a plain one in float64 with the same weights."""
     fused, plain = (build(kind, x, **options) for x in ("float32", "float64"))
     rng = np.random.default_rng(0)
@@ -30,8 +28,7 @@ def pair(kind, maps, **options):
     weights = [rng.normal(size=w.shape) for w in fused.weights]
     for layer in (fused, plain):
         layer.set_weights(weights)
-    fuse(keras.Sequential([fused]))
-    return fused, plain
+    return Fused(fused, accelerated), plain
 
 
 def outputs_and_gradients(layer, x, upstream):
@@ -167,10 +164,10 @@ class LayersTest(parameterized.TestCase):
             if options["kernel_size"] == 5
             else {options["padding"].upper()},
         )
-        with mock.patch.object(precision, "accelerated", lambda: True):
-            self.assertEqual(
-                paddings_of_gradient(fused, maps), {options["padding"].upper()}
-            )
+        self.assertEqual(
+            paddings_of_gradient(Fused(fused.layer, True), maps),
+            {options["padding"].upper()},
+        )
 
     def test_of_maps_smaller_than_the_kernel(self):
         kind = keras.layers.DepthwiseConv2D
@@ -193,7 +190,7 @@ class LayersTest(parameterized.TestCase):
         kernel = rng.integers(-1, 2, layers[0].kernel.shape)
         for layer in layers:
             layer.set_weights([kernel])
-        fuse(keras.Sequential(layers[:1]))
+        layers[0] = Fused(layers[0])
         upstream = rng.integers(-1, 2, layers[1](x).shape)
         found, expected = (
             outputs_and_gradients(layer, x, upstream) for layer in layers
@@ -226,8 +223,7 @@ class LayersTest(parameterized.TestCase):
         fused = self.check_in_16_bits(kind, maps, **options)
         self.assertEqual(fused(tf.zeros(maps)).shape[1:3], sides)
         self.assertEqual(filter_gradients(fused, maps), [])
-        with mock.patch.object(precision, "accelerated", lambda: True):
-            self.assertLen(filter_gradients(fused, maps), 1)
+        self.assertLen(filter_gradients(Fused(fused.layer, True), maps), 1)
 
     @parameterized.parameters(
         (8, "mixed_bfloat16", {}),
@@ -242,8 +238,7 @@ class LayersTest(parameterized.TestCase):
         )
         maps = 2, side, side, WIDTH
         layer.build(maps)
-        fuse(keras.Sequential([layer]))
-        self.assertLen(filter_gradients(layer, maps), 1)
+        self.assertLen(filter_gradients(Fused(layer), maps), 1)
 
     @parameterized.product(kernel_size=[3, 5], strides=[1, 2])
     def test_gradients_of_depthwise_ones_in_16_bits(self, **options):
@@ -291,29 +286,23 @@ class LayersTest(parameterized.TestCase):
 
     def test_maps_of_unknown_size_are_convolved(self):
         layer = build(keras.layers.Conv2D, kernel_size=3, padding="same")
-        fuse(keras.Sequential([layer]))
+        layer = Fused(layer)
         maps = (None, None, None, WIDTH)
         self.assertEqual(convolutions(trained(layer), maps), 1)
 
     def test_any_batch_size(self):
         layer = build(keras.layers.Conv2D, kernel_size=3, padding="same")
-        fuse(keras.Sequential([layer]))
+        layer = Fused(layer)
         maps = (None, 2, 2, WIDTH)
         self.assertEqual(convolutions(trained(layer), maps), 0)
 
 
 class BlocksTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.enter_context(
-            mock.patch.object(precision, "accelerated", lambda: True)
-        )
-
     def widths(self, maps, dtype="float32", width=None, **options):
         """Channels that a fused layer's convolutions see, a list."""
         layer = build(keras.layers.Conv2D, dtype, **options)
         layer.build((None, None, None, width or maps[3]))
-        fuse(keras.Sequential([layer]))
+        layer = Fused(layer, accelerated=True)
         spec = tf.TensorSpec(maps, layer.compute_dtype)
         function = tf.function(trained(layer)).get_concrete_function(spec)
         return [
@@ -330,7 +319,7 @@ class BlocksTest(parameterized.TestCase):
     def test_of_images(self, sides, **options):
         maps = 2, *sides, 3
         options = {"filters": FILTERS, "strides": 2, **options}
-        fused, plain = pair(keras.layers.Conv2D, maps, **options)
+        fused, plain = pair(keras.layers.Conv2D, maps, True, **options)
         rng = np.random.default_rng(1)
         x = rng.normal(size=maps)
         upstream = rng.normal(size=plain(x).shape)
@@ -362,7 +351,7 @@ class BlocksTest(parameterized.TestCase):
     def test_groups_stay(self):
         options = {"filters": 6, "kernel_size": 3, "strides": 2, "groups": 3}
         maps = 2, 16, 16, 3
-        fused, plain = pair(keras.layers.Conv2D, maps, **options)
+        fused, plain = pair(keras.layers.Conv2D, maps, True, **options)
         x = np.random.default_rng(1).normal(size=maps)
         np.testing.assert_allclose(
             fused(tf.constant(x, "float32"), training=True),
@@ -385,7 +374,7 @@ class BlocksTest(parameterized.TestCase):
     def test_of_a_teacher(self):
         keras.utils.set_random_seed(0)
         encoder = seed_tf.Encoder("efficientnet_b0")
-        frozen = FoldedTeacher(encoder)
+        frozen = FoldedTeacher(encoder, hardware=Hardware(accelerated=True))
         images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
         images = images.astype("float32")
         np.testing.assert_allclose(
@@ -400,8 +389,7 @@ class BlocksTest(parameterized.TestCase):
 class NetworksTest(parameterized.TestCase):
     @parameterized.parameters("resnet18", "mobilenet_v3_large")
     def test_less_is_convolved_of_small_images(self, name):
-        encoder = seed_tf.Encoder(name)
-        fuse(encoder)
+        encoder = Fused(seed_tf.Encoder(name))
         large, small = (
             convolutions(trained(encoder), (2, size, size, 3))
             for size in (224, 32)
@@ -410,13 +398,13 @@ class NetworksTest(parameterized.TestCase):
         # Nor 1x1 at any size.
         convolved = [
             layer
-            for layer in encoder._flatten_layers()
+            for layer in all_layers(encoder.layer)
             if "Conv" in type(layer).__name__
             and (layer.kernel_size != (1, 1) or layer.strides != (1, 1))
         ]
         self.assertLen(convolved, large)
-        with mock.patch.object(precision, "accelerated", lambda: True):
-            found = convolutions(trained(encoder), (2, 224, 224, 3))
+        encoder = Fused(encoder.layer, accelerated=True)
+        found = convolutions(trained(encoder), (2, 224, 224, 3))
         self.assertEqual(found > large, name == "mobilenet_v3_large")
 
     def test_a_teacher_too(self):

@@ -7,12 +7,13 @@ from absl.testing import absltest, parameterized
 import seed_tf
 from seed_tf.acceleration.folded_teacher import FoldedTeacher
 from seed_tf.embeddings import l2_normalise
+from seed_tf.keras_internals import all_layers
 
 
 def randomise(model, seed=0):
     """BatchNorm as after training: statistics and weights of its own."""
     rng = np.random.default_rng(seed)
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             for w in layer.weights:
                 low, high = (
@@ -225,8 +226,8 @@ class InTrainingTest(absltest.TestCase):
             return seed_tf.Encoder(conv, embedding_dim=4)
 
         model = seed_tf.SEED(
-            tower(),
-            tower(),
+            student=tower(),
+            teacher=tower(),
             views=seed_tf.views.moco_v2(8),
             queue_size=64,
             teacher_temperature=0.05,

@@ -1,14 +1,15 @@
 """Tests of fused training kernels, against float64 and NumPy."""
 
-from unittest import mock
+import functools
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.fused import Fused
 
-from seed_tf.acceleration import precision
-from seed_tf.acceleration.fused_layers import _KERNELS, fuse
+from seed_tf.acceleration.fused_layers import _KERNELS
+from seed_tf.grouped_batch_norm import in_groups
 
 
 def train_step(layer, x, upstream):
@@ -52,8 +53,7 @@ class BatchNormTest(parameterized.TestCase):
         ]
         for layer in layers:
             layer.set_weights(weights)
-        fuse(keras.Sequential([layers[0]]))
-        return layers
+        return Fused(layers[0]), layers[1]
 
     @parameterized.parameters(
         ((8, 6, 6, 5), {}),
@@ -82,7 +82,7 @@ class BatchNormTest(parameterized.TestCase):
     @parameterized.parameters((6, 4, 4, 5), (6, 5))
     def test_groups_are_normalised_apart(self, *shape):
         fused, plain = self.pair(rank=len(shape))
-        fuse(keras.Sequential([fused]), groups=3)
+        in_groups(fused.layer, 3)
         x = np.random.default_rng(1).normal(2, 3, shape).astype("float32")
         found = fused(x, training=True)
         expected = [plain(part, training=True) for part in np.split(x, 3)]
@@ -111,16 +111,15 @@ class BatchNormTest(parameterized.TestCase):
     def test_widths_without_a_kernel_in_16_bits(self, width, expected):
         layer = keras.layers.BatchNormalization(dtype="mixed_bfloat16")
         layer.build((None, None, None, width))
-        fuse(keras.Sequential([layer]))
         x = tf.zeros((2, 4, 4, width), "bfloat16")
 
-        def train(x):
-            return layer(x, training=True)
+        def train(x, accelerated=False):
+            return Fused(layer, accelerated)(x, training=True)
 
         self.assertEqual(train(x).dtype, "bfloat16")
         self.assertEqual("Cast" in operations(train, x), expected)
-        with mock.patch.object(precision, "accelerated", lambda: True):
-            self.assertNotIn("Cast", operations(train, x))
+        train_accelerated = functools.partial(train, accelerated=True)
+        self.assertNotIn("Cast", operations(train_accelerated, x))
 
     def test_one_kernel_in_training(self):
         fused, _ = self.pair()
@@ -149,7 +148,7 @@ class BatchNormTest(parameterized.TestCase):
         ):
             copy = type(layer).from_config(layer.get_config())
             copy.trainable = layer.trainable
-            fuse(keras.Sequential([layer]))
+            layer = Fused(layer)
             found = operations(lambda x, f=layer: f(x, training=True), x)
             self.assertNotIn("FusedBatchNormV3", found)
             np.testing.assert_array_equal(
@@ -166,7 +165,7 @@ class BatchNormTest(parameterized.TestCase):
 
     def test_synchronised_afterwards(self):
         layer, _ = self.pair()
-        layer.synchronized = True
+        layer.layer.synchronized = True
         found = operations(
             lambda x: layer(x, training=True), tf.zeros((2, 4, 4, 5))
         )
@@ -179,7 +178,7 @@ class ActivationTest(parameterized.TestCase):
     )
     def test_value_and_derivative(self, name, dtype):
         layer = keras.layers.Activation(name, dtype=dtype)
-        fuse(keras.Sequential([layer]))
+        layer = Fused(layer)
         x = np.linspace(-9, 9, 4 * 37).reshape(4, 1, 1, 37)
         upstream = np.random.default_rng(0).normal(size=x.shape)
         x, upstream = (
@@ -208,7 +207,7 @@ class ActivationTest(parameterized.TestCase):
 
     def test_compiled_in_training_alone(self):
         layer = keras.layers.Activation("hard_silu")
-        fuse(keras.Sequential([layer]))
+        layer = Fused(layer)
         x = tf.zeros((2, 4, 4, 5))
         self.assertTrue(compiled_by_xla(lambda x: layer(x, training=True), x))
         # What is exported must run where there is no XLA.
@@ -216,14 +215,14 @@ class ActivationTest(parameterized.TestCase):
         for other in ("relu", "softmax"):
             layer = keras.layers.Activation(other)
             self.assertNotIn(layer.activation, _KERNELS)
-            fuse(keras.Sequential([layer]))
+            layer = Fused(layer)
             self.assertFalse(
                 compiled_by_xla(lambda x, f=layer: f(x, training=True), x)
             )
 
     def test_within_a_compiled_step(self):
         layer = keras.layers.Activation("hard_silu")
-        fuse(keras.Sequential([layer]))
+        layer = Fused(layer)
         x = tf.random.stateless_normal((2, 4, 4, 5), (0, 0))
         compiled = tf.function(
             lambda x: layer(x, training=True), jit_compile=True
@@ -239,7 +238,7 @@ class AverageTest(parameterized.TestCase):
         layer = keras.layers.GlobalAveragePooling2D(
             keepdims=keepdims, dtype="mixed_bfloat16"
         )
-        fuse(keras.Sequential([layer]))
+        layer = Fused(layer)
         rng = np.random.default_rng(0)
         x = rng.uniform(100, 101, (3, 7, 5, 4))  # much of nearly the same
         x = np.array(tf.cast(tf.cast(x, "bfloat16"), "float64"))
@@ -253,9 +252,9 @@ class AverageTest(parameterized.TestCase):
         np.testing.assert_allclose(gradient, expected, rtol=2**-8)
 
     def test_where(self):
-        def pools(maps, dtype="mixed_bfloat16", training=True):
+        def pools(maps, dtype="mixed_bfloat16", training=True, gpu=False):
             layer = keras.layers.GlobalAveragePooling2D(dtype=dtype)
-            fuse(keras.Sequential([layer]))
+            layer = Fused(layer, accelerated=gpu)
             x = tf.TensorSpec(maps, layer.compute_dtype)
             found = operations(lambda x: layer(x, training=training), x)
             return "AvgPool" in found
@@ -264,21 +263,12 @@ class AverageTest(parameterized.TestCase):
         self.assertFalse(pools((None, None, None, 3)))
         self.assertFalse(pools((2, 4, 4, 3), "float32"))
         self.assertFalse(pools((2, 4, 4, 3), training=False))
-        with mock.patch.object(precision, "accelerated", lambda: True):
-            self.assertFalse(pools((2, 4, 4, 3)))
+        self.assertFalse(pools((2, 4, 4, 3), gpu=True))
 
 
 class MaximumTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.enter_context(
-            mock.patch.object(precision, "accelerated", lambda: True)
-        )
-
-    def layer(self, *args, **options):
-        layer = keras.layers.MaxPooling2D(*args, **options)
-        fuse(keras.Sequential([layer]))
-        return layer
+    def layer(self, *args, accelerated=True, **options):
+        return Fused(keras.layers.MaxPooling2D(*args, **options), accelerated)
 
     @parameterized.product(
         size=[2, 3, 5],
@@ -327,8 +317,7 @@ class MaximumTest(parameterized.TestCase):
         self.assertTrue(is_ours((2, 12, 12, 3), 11))
         self.assertFalse(is_ours((2, 12, 12, 3), 12))
         self.assertFalse(is_ours((2, 8, 8, 3), 3, 2, training=False))
-        with mock.patch.object(precision, "accelerated", lambda: False):
-            self.assertFalse(is_ours((2, 8, 8, 3), 3, 2))
+        self.assertFalse(is_ours((2, 8, 8, 3), 3, 2, accelerated=False))
 
     def test_within_a_compiled_step(self):
         layer = self.layer(3, 2)
@@ -359,7 +348,7 @@ class ModelTest(absltest.TestCase):
 
         plain, fused = build(), build()
         keras.backend.clear_session()
-        fuse(fused)
+        Fused(fused)(np.zeros((2, 6, 6, 3)), training=True)
         path = self.create_tempfile("net.keras").full_path
         fused.save(path)
         loaded = keras.models.load_model(path)

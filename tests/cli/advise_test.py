@@ -200,8 +200,8 @@ class LauncherTest(absltest.TestCase):
         self.assertEqual(z.shape, (128, 16))
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
         model = seed_tf.SEED(
-            seed_tf.Encoder(network.backbone, embedding_dim=16),
-            network,
+            student=seed_tf.Encoder(network.backbone, embedding_dim=16),
+            teacher=network,
             views=views,
             queue_size=4,
         )

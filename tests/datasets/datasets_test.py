@@ -795,7 +795,9 @@ class CropsTest(parameterized.TestCase):
 
         pair = views.multi_crop(views.swav(16), views.small_patches(8), 2)
         seed = compiled(
-            seed_tf.SEED(encoder(), encoder(), views=pair, queue_size=16)
+            seed_tf.SEED(
+                student=encoder(), teacher=encoder(), views=pair, queue_size=16
+            )
         )
         results = seed.evaluate(
             self.load(pair, epochs=1), verbose=0, return_dict=True

@@ -90,7 +90,7 @@ class CostTest(parameterized.TestCase):
             "queue_size": size,
             "teacher_precision": "bfloat16",
         }
-        model = seed_tf.SEED(student, teacher, **shared)
+        model = seed_tf.SEED(student=student, teacher=teacher, **shared)
         model.compile(seed_tf.training.SGD(0.1))
         step = cost.of_step(model, encoder=student, batch_size=batch)
         shape = (batch, 8, 8, 3)
@@ -120,8 +120,8 @@ class CostTest(parameterized.TestCase):
         # The objective's own products, of both similarities to the queue
         # and of their gradient.
         model = seed_tf.SEED(
-            student,
-            tower(8),
+            student=student,
+            teacher=tower(8),
             objective=seed_tf.losses.binary_contrastive,
             **shared,
         )
@@ -140,7 +140,8 @@ class CostTest(parameterized.TestCase):
             with scope:
                 student, teacher = tower(4), tower(8)
                 model = seed_tf.SEED(
-                    *(student, teacher),
+                    student=student,
+                    teacher=teacher,
                     views=seed_tf.views.moco_v2(8),
                     queue_size=50,
                 )
@@ -159,8 +160,8 @@ class CostTest(parameterized.TestCase):
         self.assertEqual(step.bytes["weights"], 2 * 4 * encoder.count_params())
         student, teacher = tower(4), tower(4)
         model = seed_tf.SEED(
-            student,
-            teacher,
+            student=student,
+            teacher=teacher,
             views=recipes.swav_small_patches(14),
             **shared,
         )
@@ -192,7 +193,10 @@ class CostTest(parameterized.TestCase):
     ):
         student, teacher = tower(4), tower(8)
         model = seed_tf.SEED(
-            student, teacher, views=seed_tf.views.moco_v2(8), queue_size=50
+            student=student,
+            teacher=teacher,
+            views=seed_tf.views.moco_v2(8),
+            queue_size=50,
         )
         model.compile(seed_tf.training.SGD(0.1))
         step = cost.of_step(model, encoder=student, batch_size=32)

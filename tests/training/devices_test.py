@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from helpers.runs import free_ports
 
 import seed_tf
+from seed_tf.keras_internals import all_layers
 from seed_tf.training import devices
 
 TWO = {"worker": ["a:1", "b:2"]}
@@ -98,7 +99,7 @@ class StrategyTest(parameterized.TestCase):
         encoder = seed_tf.Encoder("resnet18", embedding_dim=8)
         norms = [
             layer
-            for layer in encoder._flatten_layers()
+            for layer in all_layers(encoder)
             if isinstance(layer, keras.layers.BatchNormalization)
         ]
         self.assertLen(norms, 20)
@@ -128,7 +129,9 @@ class StepTest(parameterized.TestCase):
         if small_patches:
             small = seed_tf.views.small_patches(6)
             views = seed_tf.views.multi_crop(views, small, num_small=2)
-        return seed_tf.SEED(tower(), tower(), views=views, queue_size=24)
+        return seed_tf.SEED(
+            student=tower(), teacher=tower(), views=views, queue_size=24
+        )
 
     @parameterized.parameters("images", "crops", "small_patches")
     def test_compiles_and_trains_the_same(self, kind):

@@ -51,8 +51,8 @@ def tower(width):
 def model(rate=0.1, width=4, seed=0):
     keras.utils.set_random_seed(seed)
     model = seed_tf.SEED(
-        tower(width),
-        tower(6),
+        student=tower(width),
+        teacher=tower(6),
         views=seed_tf.views.moco_v2(8),
         queue_size=50,
         teacher_temperature=0.1,

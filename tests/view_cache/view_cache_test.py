@@ -76,7 +76,9 @@ def model(given=None, teacher=None, **options):
     given = given or views()
     options = {"queue_size": 60, "teacher_precision": "float32", **options}
     teacher = teacher or tower(1)
-    result = seed_tf.SEED(tower(2), teacher, views=given, **options)
+    result = seed_tf.SEED(
+        student=tower(2), teacher=teacher, views=given, **options
+    )
     result.compile(seed_tf.training.SGD(0.1))
     return result
 
@@ -678,7 +680,9 @@ class LaunchersTest(absltest.TestCase):
         )
 
         def student(recipe, teacher, **options):
-            result = seed_tf.SEED(tower(2), teacher, queue_size=600, **options)
+            result = seed_tf.SEED(
+                student=tower(2), teacher=teacher, queue_size=600, **options
+            )
             mock.patch.object(
                 result, "_targets", side_effect=AssertionError("called")
             ).start()

@@ -21,7 +21,7 @@ from seed_tf import (
     random,
     views,
 )
-from seed_tf.acceleration import precision
+from seed_tf.acceleration import hardware
 from seed_tf.trainer import Trainer
 from seed_tf.views import pipelines
 
@@ -284,9 +284,7 @@ class ColorJitterTest(LayerTest):
     def test_equals_the_formulas_in_every_order(
         self, order, single, accelerated
     ):
-        self.enter_context(
-            mock.patch.object(precision, "accelerated", lambda: accelerated)
-        )
+        self.enter_context(hardware.assume(hardware.Hardware(accelerated)))
         layer = views.ColorJitter(0.4, 0.4, 0.4, 0.1)
         n = 1 if single else 2
         images = random_images(n, 12, 10, seed=order)
@@ -322,7 +320,7 @@ class ColorJitterTest(LayerTest):
             views.ColorJitter(0.4).augment_images, transformations=drawn
         )
         spec = tf.TensorSpec([2, 8, 8, 3])
-        with mock.patch.object(precision, "accelerated", lambda: accelerated):
+        with hardware.assume(hardware.Hardware(accelerated)):
             graph = tf.function(jitter).get_concrete_function(spec).graph
         products = [x for x in graph.get_operations() if "MatMul" in x.type]
         self.assertEqual(bool(products), not accelerated)
@@ -597,7 +595,7 @@ class PipelinesTest(LayerTest):
             "tf.data, single images": next(iter(inputs.map(see).batch(6))),
             "another batch": view(images[::-1], seeds=keys[::-1])[::-1],
         }
-        with mock.patch.object(precision, "accelerated", lambda: True):
+        with hardware.assume(hardware.Hardware(accelerated=True)):
             ways["on an accelerator"] = tf.function(see, jit_compile=True)(
                 images, keys
             )

@@ -6,7 +6,7 @@ from unittest import mock
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from seed_tf.acceleration import precision
+from seed_tf.acceleration import Hardware, hardware, precision
 
 
 class Machine:
@@ -38,14 +38,14 @@ class Machine:
         ]
 
     def __enter__(self):
-        precision.bfloat16_is_fast.cache_clear()
+        hardware._bfloat16_is_fast.cache_clear()  # read once otherwise
         for patch in self._patches:
             patch.start()
 
     def __exit__(self, *_):
         for patch in self._patches:
             patch.stop()
-        precision.bfloat16_is_fast.cache_clear()
+        hardware._bfloat16_is_fast.cache_clear()  # read once otherwise
 
 
 class PrecisionTest(parameterized.TestCase):
@@ -62,7 +62,7 @@ class PrecisionTest(parameterized.TestCase):
     )
     def test_where_bfloat16_is_fast(self, machine, expected):
         with Machine(**machine):
-            self.assertEqual(precision.bfloat16_is_fast(), expected)
+            self.assertEqual(hardware.current().bfloat16, expected)
             self.assertEqual(
                 precision.default_teacher_precision(0.01),
                 "bfloat16" if expected else "float32",
@@ -82,12 +82,23 @@ class PrecisionTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"flags": "amx_bf16"}, False),
-        ({"device": "GPU"}, True),
+        ({"device": "GPU", "capability": (7, 5)}, True),
         ({"device": "TPU"}, True),
     )
     def test_what_computes(self, machine, expected):
         with Machine(**machine):
-            self.assertEqual(precision.accelerated(), expected)
+            self.assertEqual(hardware.current().accelerated, expected)
+
+    def test_an_assumed_machine(self):
+        tpu = Hardware(accelerated=True, bfloat16=True)
+        with Machine(flags="avx2"):
+            with self.assertRaises(KeyError), hardware.assume(tpu):
+                self.assertEqual(hardware.current(), tpu)
+                self.assertEqual(
+                    precision.default_student_policy(), "mixed_bfloat16"
+                )
+                raise KeyError
+            self.assertEqual(hardware.current(), Hardware())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""Every private name of Keras and KerasCV that this package relies on.
+
+Each has no public counterpart in Keras 3.15 and KerasCV 0.9. If a new version
+renames one, only this module changes; tests/keras_internals_test.py says what
+breaks meanwhile.
+"""
+
+from __future__ import annotations
+
+import keras
+
+
+def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns a model and the layers in it, at any depth, each once.
+
+    `model.layers` stops at the first level, and plain layers lack it.
+    """
+    return list(model._flatten_layers())
+
+
+def is_training(layer: keras.layers.Layer) -> bool:
+    """Returns whether `layer` is being called with `training=True`.
+
+    For use within a layer's `call`. Keras passes `training` only to layers
+    whose own `call` has such an argument.
+    """
+    return bool(layer._get_call_context().get_value("training"))
+
+
+def nodes(network: keras.Model) -> list:
+    """Returns the calls of layers that a functional model consists of.
+
+    Each has `operation`, `input_tensors` and `output_tensors`.
+    """
+    return [x for level in network._nodes_by_depth.values() for x in level]
+
+
+class BuiltBeforeFit:
+    """Mixin of a `keras.Model` whose `__init__` builds all that it has.
+
+    Keras reads a first batch in `fit`, to build model, metrics and optimizer,
+    and throws the batch away. On several hosts it cannot.
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Does nothing."""
+
+
+class AugmentsBatches:
+    """Mixin of a KerasCV layer that augments a whole batch in `augment_batch`.
+
+    KerasCV's vectorised layers put images, labels and boxes of a batch into a
+    dict, hand the dict to one private method, and undo the rest. The mixin
+    must stand before KerasCV's class.
+    """
+
+    def augment_batch(self, inputs: dict) -> dict:
+        """Returns the dict with its `"images"`, `[B, H, W, 3]`, augmented."""
+        raise NotImplementedError
+
+    def _batch_augment(self, inputs):
+        return self.augment_batch(inputs)
