@@ -38,6 +38,7 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command line of this process, and ends the process."""
+    faulthandler.enable()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -117,7 +118,6 @@ def _prepare():
 
     This is the place for environment variables that TensorFlow reads.
     """
-    faulthandler.enable()
     import tensorflow as tf
 
     seed_tf._register_classes()

@@ -1,13 +1,12 @@
-"""Advice on temperature and queue, against NumPy; and its launcher."""
+"""Advice on temperature and queue, against NumPy; and its command."""
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from helpers.runs import (
+    command,
     pictures,
     tiny_teacher,
 )
@@ -158,30 +157,23 @@ class AdviceTest(parameterized.TestCase):
         self.assertEqual(advice.about(value), expected)
 
 
-class LauncherTest(absltest.TestCase):
+class CommandTest(absltest.TestCase):
     def test_text_json_picture_page(self):
         folder = self.create_tempdir().full_path
         teacher = tiny_teacher(os.path.join(folder, "teacher.keras"))
         images = pictures(os.path.join(folder, "images"), 150)
         output = os.path.join(folder, "advice")
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "experiments.advise"),
-                *(f"--teacher={teacher}", f"--data_dir={images}"),
-                *("--image_size=16", "--batch_size=32", "--images=128"),
-                *("--teacher_temperature=1e-4", f"--output={output}"),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
+        printed = command(
+            *("advise", f"--encoder={teacher}", f"--data_dir={images}"),
+            *("--image_size=16", "--batch_size=32", "--max_images=128"),
+            *("--teacher_temperature=1e-4", f"--output={output}"),
         )
-        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
         self.assertRegex(
-            done.stdout, r"Recommended: --teacher_temperature=\S+ --queue_size"
+            printed, r"Recommended: --teacher_temperature=\S+ --queue_size"
         )
-        self.assertRegex(done.stdout, r"0.0001 +1 +1 +100% +one-hot\n")
-        self.assertRegex(done.stdout, "Warning: .*one-hot")
-        self.assertRegex(done.stdout, "Warning: A queue of 65,536 holds 43")
+        self.assertRegex(printed, r"0.0001 +1 +1 +100% +one-hot\n")
+        self.assertRegex(printed, "Warning: .*one-hot")
+        self.assertRegex(printed, "Warning: A queue of 65,536 holds 43")
         self.assertCountEqual(
             os.listdir(output), ["advice.json", "advice.png", "report.html"]
         )

@@ -11,31 +11,25 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags
-from absl.testing import absltest, flagsaver, parameterized
-from helpers.runs import import_launcher
+from absl.testing import absltest, parameterized
+from helpers.runs import command
 from PIL import Image
 
 import seed_tf
 from seed_tf import evaluation
+from seed_tf.cli import evaluate
 from seed_tf.evaluation import config as task_module
 from seed_tf.evaluation import protocols, transfer
 from seed_tf.evaluation.fine_tune import training_view
 from seed_tf.evaluation.labelled_images import LabelledImages
 from seed_tf.training.finished_run import read_results
 
-FLAGS = flags.FLAGS
 CLASSES = {  # of data sets of TFDS
     **{"caltech101": 102, "cars196": 196, "cifar10": 10, "cifar100": 100},
     **{"dtd": 47, "food101": 101, "imagenet2012": 1000},
     **{"oxford_flowers102": 102, "oxford_iiit_pet": 37},
     **{"sun397": 397, "sun397/standard-part1-120k": 397},
 }
-
-
-def setUpModule():
-    global launcher
-    launcher = import_launcher("seed_tf.cli.evaluate")
 
 
 def tiny_encoder(seed=0, name=None):
@@ -538,16 +532,23 @@ class ResultsTest(absltest.TestCase):
 
 
 class LauncherTest(absltest.TestCase):
-    def test_flags_become_a_task(self):
+    def evaluated(self, *words):
+        """The arguments that `protocols.evaluate` receives."""
+        with mock.patch.object(protocols, "evaluate") as called:
+            called.return_value = self.enter_context(
+                mock.patch.object(protocols, "Results")
+            )
+            command("evaluate", *words)
+        return called.call_args
+
+    def test_flags_become_a_configuration(self):
         folder = self.create_tempdir().full_path
-        with flagsaver.flagsaver(
-            dataset="food101",
-            k=["1", "20"],
-            learning_rate=["1", "0.3"],
-            label_fraction=["0.01", "0.1"],
-            output=folder,
-        ):
-            made = launcher.task()
+        call = self.evaluated(
+            *("--encoder=a", "--dataset=food101", "--k=1,20"),
+            *("--learning_rate=1,0.3", "--label_fraction=0.01,0.1"),
+            f"--output={folder}",
+        )
+        made = call.args[2]
         self.assertEqual(made.ks, (1, 20))
         self.assertFalse(made.train.download)
         self.assertEqual(made.learning_rates, (1.0, 0.3))
@@ -555,27 +556,19 @@ class LauncherTest(absltest.TestCase):
         self.assertEqual(made.cache_dir, os.path.join(folder, "features"))
         self.assertEqual(made.test.split, "validation")
         self.assertEqual(made.metric, "top-1")
-        with flagsaver.flagsaver():
-            FLAGS(
-                [
-                    *("evaluate", "--encoder=a", "--dataset=oxford_iiit_pet"),
-                    *("--metric=top-1", "--train_split=train[:50%]"),
-                    *("--test_split=test[:5%]", "--probe_epochs=7"),
-                    *("--fine_tune_learning_rate=0.2", "--cache_dir=cache"),
-                    *("--fine_tune_epochs=8", "--fine_tune_batch_size=9"),
-                    *("--label_list=list.txt", "--download", "--lr=3"),
-                    *("--image_size=96", "--batch_size=5", "--seeds=4"),
-                    "--protocol=knn,fine_tune",
-                ]
-            )
-            with (
-                mock.patch.object(protocols, "evaluate") as evaluated,
-                mock.patch("builtins.print"),
-            ):
-                launcher.main(None)
-        call = evaluated.call_args
+        call = self.evaluated(
+            *("--encoder=a", "--encoder=b,c", "--dataset=oxford_iiit_pet"),
+            *("--metric=top-1", "--train_split=train[:50%]"),
+            *("--test_split=test[:5%]", "--probe_epochs=7"),
+            *("--fine_tune_learning_rate=0.2", "--cache_dir=cache"),
+            *("--fine_tune_epochs=8", "--fine_tune_batch_size=9"),
+            *("--label_list=list.txt", "--download", "--learning_rate=3"),
+            *("--image_size=96", "--batch_size=5", "--seeds=4"),
+            "--protocol=knn,fine_tune",
+        )
         encoders, names, made = call.args
-        self.assertEqual((encoders, names), (["a"], ["knn", "fine_tune"]))
+        self.assertEqual(encoders, ("a", "b,c"))
+        self.assertEqual(names, ("knn", "fine_tune"))
         self.assertEqual(call.kwargs, {"seeds": 4})
         self.assertEqual(made.metric, "top-1")  # not the usual one
         self.assertEqual(made.learning_rates, (3.0,))
@@ -595,11 +588,13 @@ class LauncherTest(absltest.TestCase):
                     "oxford_iiit_pet", split, None, 96, 5, download=True
                 ),
             )
-        with (
-            flagsaver.flagsaver(k=["ten"]),
-            self.assertRaisesRegex(ValueError, "--k must be numbers.*ten"),
-        ):
-            launcher.task()
+        printed = command("evaluate", "--encoder=a", "--k=ten", code=1)
+        self.assertRegex(printed, "Error: flag --k=ten: .*'ten'")
+
+    def test_protocols_of_the_library(self):
+        self.assertEqual(
+            evaluate.PROTOCOLS, (*protocols.PROTOCOLS, "detection")
+        )
 
     def test_three_encoders_in_one_call_and_a_second_from_the_cache(self):
         folder = self.create_tempdir().full_path
@@ -608,26 +603,22 @@ class LauncherTest(absltest.TestCase):
             names.append(os.path.join(folder, f"{seed}.keras"))
             tiny_encoder(seed).save(names[-1])
         output = os.path.join(folder, "results")
-        arguments = {
-            "encoder": names,
-            "dataset": "digits",
-            "image_size": 12,
-            "batch_size": 128,
-            "output": output,
-        }
+        arguments = (
+            *("--dataset=digits", "--image_size=12", "--batch_size=128"),
+            f"--output={output}",
+        )
+        encoders = [f"--encoder={name}" for name in names]
         printed = []
-        for protocol in (["knn"], ["ridge"]):
-            with (
-                flagsaver.flagsaver(**arguments, protocol=protocol),
-                mock.patch(
-                    "builtins.print", lambda *x, **_: printed.append(x[0])
-                ),
-            ):
-                launcher.main(None)
+        for protocol in ("knn", "ridge"):
+            printed.append(
+                command(
+                    *("evaluate", *encoders, *arguments),
+                    f"--protocol={protocol}",
+                )
+            )
             rows = self.rows(output)
             self.assertEqual([row["encoder"] for row in rows], names)
-        embedded = [x for x in printed if x.startswith("Embedding")]
-        self.assertLen(embedded, 6)
+        self.assertEqual("".join(printed).count("Embedding"), 6)
         # One table of both calls, printed and written.
         for row in rows:
             self.assertContainsSubset(
@@ -641,26 +632,23 @@ class LauncherTest(absltest.TestCase):
 
         # A third encoder's weights change; the first two stay as they are.
         tiny_encoder(7).save(names[2])
-        third = {**arguments, "encoder": names[2:], "protocol": ["ridge"]}
-        with flagsaver.flagsaver(**third), mock.patch("builtins.print"):
-            launcher.main(None)
+        command(
+            *("evaluate", encoders[2], *arguments, "--protocol=ridge"),
+        )
         changed = self.rows(output)
         self.assertEqual(changed[:2], rows[:2])
         self.assertEqual(set(changed[2]), {"encoder", "ridge probe"})
 
         # Other data do not belong into the table; nothing runs.
-        with (
-            flagsaver.flagsaver(**{**arguments, "image_size": 16}),
-            mock.patch.object(protocols, "evaluate") as evaluated,
-            self.assertRaisesRegex(
-                ValueError, "image_size: 12 there, 16 here.*--output"
-            ),
-        ):
-            launcher.main(None)
+        with mock.patch.object(protocols, "evaluate") as evaluated:
+            refused = command(
+                *("evaluate", *encoders, *arguments, "--image_size=16"), code=1
+            )
+        self.assertRegex(refused, "image_size: 12 there, 16 here.*--output")
         evaluated.assert_not_called()
         self.assertEqual(self.rows(output), changed)
         path = os.path.join(output, "results.json")
-        self.assertEqual(read_results(path), changed)  # experiments.report's
+        self.assertEqual(read_results(path), changed)  # as report reads it
 
     def rows(self, output):
         with open(os.path.join(output, "results.json")) as file:
@@ -668,22 +656,15 @@ class LauncherTest(absltest.TestCase):
 
     def test_the_papers_probe_by_hand(self):
         folder, epochs = self.create_tempdir().full_path, 5
-        data = {"dataset": "digits", "image_size": 12}
         names = [os.path.join(folder, f"{x}.keras") for x in ("one", "other")]
         encoders = [tiny_encoder(), tiny_encoder(name="efficientnet_b0")]
         for name, encoder in zip(names, encoders, strict=True):
             encoder.save(name)
-        with (
-            flagsaver.flagsaver(
-                **data,
-                encoder=names,
-                protocol=["linear_views"],
-                probe_epochs=epochs,
-                output=folder,
-            ),
-            mock.patch("builtins.print"),
-        ):
-            launcher.main(None)
+        command(
+            *("evaluate", *(f"--encoder={name}" for name in names)),
+            *("--dataset=digits", "--image_size=12", f"--output={folder}"),
+            *("--protocol=linear_views", f"--probe_epochs={epochs}"),
+        )
         found = self.rows(folder)
         test, labels = evaluation.embed(encoders[0], digits("test").load())
         batches, steps = digits("train").training(
@@ -742,39 +723,27 @@ class LauncherTest(absltest.TestCase):
             seen.extend(sorted(int(y) for _, labels in train for y in labels))
             return mock.Mock(accuracy=0.5)
 
-        with (
-            flagsaver.flagsaver(
-                encoder=[encoder],
-                data_dir=root,
-                image_size=12,
-                protocol=["fine_tune"],
-                fine_tune_epochs=1,
-                label_list=listed,
-                output=os.path.join(root, "results"),
-            ),
-            mock.patch.object(task_module, "fine_tune", fine_tune),
-            mock.patch("builtins.print"),
-        ):
-            launcher.main(None)
+        with mock.patch.object(task_module, "fine_tune", fine_tune):
+            command(
+                *("evaluate", f"--encoder={encoder}", f"--data_dir={root}"),
+                *("--image_size=12", "--protocol=fine_tune"),
+                *("--fine_tune_epochs=1", f"--label_list={listed}"),
+                f"--output={root}/results",
+            )
         self.assertEqual(seen, [0, 0, 1])
         (row,) = self.rows(os.path.join(root, "results"))
         self.assertEqual(row, {"encoder": encoder, "fine-tuned, few.txt": 50.0})
 
-    def test_detection_is_another_launcher(self):
-        with flagsaver.flagsaver():
-            FLAGS(
-                [
-                    *("evaluate", "--encoder=a b", "--encoder=c"),
-                    *("--protocol=knn,detection", "--dataset=voc/2007"),
-                    *("--train_split=train+validation", "--output=out"),
-                ]
-            )
-            with self.assertRaises(ValueError) as raised:
-                launcher.main(None)
-        detect = str(raised.exception).splitlines()[-1].strip()
+    def test_detection_is_another_command(self):
+        printed = command(
+            *("evaluate", "--encoder=a b", "--encoder=c"),
+            *("--protocol=knn,detection", "--dataset=voc/2007"),
+            *("--train_split=train+validation", "--output=out"),
+            code=1,
+        )
         self.assertEqual(
-            detect,
-            "python -m experiments.detect '--encoder=a b' --encoder=c "
+            printed.splitlines()[-1].strip(),
+            "seed-tf detect '--encoder=a b' --encoder=c "
             "--dataset=voc/2007 --train_split=train+validation --output=out",
         )
 

@@ -1,27 +1,25 @@
-"""experiments.export: what it writes, and what it refuses."""
+"""seed-tf export: what it writes, and what it refuses."""
 
-import contextlib
-import io
 import json
 import os
 import pathlib
 from unittest import mock
 
+import pytest
 import tensorflow as tf
-from absl.testing import absltest, flagsaver
+from absl.testing import absltest
 from helpers.exports import (
     SIZE,
     encoded,
     temporary_folder,
     tiny_encoder,
 )
-from helpers.runs import import_launcher
+from helpers.runs import command
 from PIL import Image
 
-
-def setUpModule():
-    global launcher
-    launcher = import_launcher("seed_tf.cli.export")
+import seed_tf
+from seed_tf.cli import export
+from seed_tf.export.litert import PRECISIONS
 
 
 class LauncherTest(absltest.TestCase):
@@ -48,20 +46,21 @@ class LauncherTest(absltest.TestCase):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    def launch(self, **flags):
-        flags = {"run": self.run_folder, "output": self.output, **flags}
-        printed = io.StringIO()
-        with flagsaver.flagsaver(**flags), contextlib.redirect_stdout(printed):
-            launcher.main([])
-        return printed.getvalue()
+    def launch(self, *words, encoder=None, code=0):
+        encoder = encoder or self.run_folder
+        return command(
+            *("export", f"--encoder={encoder}", f"--output={self.output}"),
+            *words,
+            code=code,
+        )
 
+    @pytest.mark.slow
     def test_writes_what_it_lists(self):
         self.write("labelled/train/red/bad.jpg", b"no image")
         printed = self.launch(
-            format=["saved_model", "keras"],
-            labels_dir=self.labelled,
-            data_dir=self.labelled,
-            license="MIT",
+            *("--format=saved_model", "--format=keras", "--license=MIT"),
+            f"--labels_dir={self.labelled}",
+            f"--data_dir={self.labelled}",
         )
         self.assertCountEqual(
             os.listdir(self.output),
@@ -87,11 +86,10 @@ class LauncherTest(absltest.TestCase):
 
     def test_other_formats(self):
         printed = self.launch(
-            format=["litert", "onnx"],
-            precision=["float32", "float16"],
-            data_dir=self.labelled,
-            labels_dir=self.labelled,
-            name="bird",
+            *("--format=litert", "--format=onnx", "--name=bird"),
+            *("--precision=float32", "--precision=float16"),
+            f"--data_dir={self.labelled}",
+            f"--labels_dir={self.labelled}",
         )
         self.assertContainsSubset(
             ["bird.tflite", "bird.float16.tflite", "bird.onnx"],
@@ -106,39 +104,47 @@ class LauncherTest(absltest.TestCase):
         empty = os.path.join(self.folder, "empty")
         os.makedirs(empty)
         cases = [
-            ({"run": alone}, "--image_size is needed"),
-            ({"run": empty}, "--image_size is needed"),
-            ({"run": empty, "image_size": 16}, "Expected a .keras file"),
-            ({"name": "a/b"}, "--name must be a file name"),
-            ({"format": ["litert"]}, "need --data_dir"),
-            ({"format": ["onnx"], "index": "x"}, "needs --format=saved_model"),
-            ({"data_dir": empty}, "No images in"),
-            ({"labels_dir": empty}, "No images in"),
-            ({"labels_dir": self.run_folder}, "No images in"),
-            ({"index": empty}, "holds no index"),
+            ((), {"encoder": alone}, "--image_size is needed"),
+            ((), {"encoder": empty}, "--image_size is needed"),
+            (
+                ("--image_size=16",),
+                {"encoder": empty},
+                "Expected a .keras file",
+            ),
+            (("--name=a/b",), {}, "--name must be a file name"),
+            (("--format=litert",), {}, "need --data_dir"),
+            (("--format=onnx", "--index=x"), {}, "needs --format=saved_model"),
+            ((f"--data_dir={empty}",), {}, "No images in"),
+            ((f"--labels_dir={empty}",), {}, "No images in"),
+            ((f"--labels_dir={self.run_folder}",), {}, "No images in"),
+            ((f"--index={empty}",), {}, "holds no index"),
+            (("--format=tf",), {}, "--format=tf: value should be one of"),
         ]
-        for flags, message in cases:
+        for words, encoder, message in cases:
             with (
                 self.subTest(message),
-                mock.patch.object(launcher.export, "saved_model") as write,
-                self.assertRaisesRegex(ValueError, message),
+                mock.patch.object(seed_tf.export, "saved_model") as write,
             ):
-                self.launch(**flags)
+                printed = self.launch(*words, **encoder, code=1)
+                self.assertRegex(printed, f"Error: .*{message}")
             write.assert_not_called()
 
+    def test_choices_of_the_library(self):
+        self.assertEqual(export.PRECISIONS, PRECISIONS)
+
     def test_missing_extra(self):
-        with (
-            mock.patch.object(
-                launcher.importlib.util, "find_spec", return_value=None
-            ),
-            self.assertRaisesRegex(ValueError, r"seed_tf\[onnx\]"),
+        with mock.patch.object(
+            export.importlib.util, "find_spec", return_value=None
         ):
-            self.launch(format=["onnx"], data_dir=self.labelled)
+            printed = self.launch(
+                "--format=onnx", f"--data_dir={self.labelled}", code=1
+            )
+        self.assertRegex(printed, r"Error: .*seed_tf\[onnx\]")
 
     def test_output_that_cannot_be_written(self):
         self.write("file", b"")
-        with self.assertRaises(OSError):
-            self.launch(output=os.path.join(self.folder, "file"))
+        self.output = os.path.join(self.folder, "file")
+        self.assertRegex(self.launch(code=1), "Error: .*file")
 
 
 if __name__ == "__main__":

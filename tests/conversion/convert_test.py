@@ -1,8 +1,7 @@
-"""experiments.convert, and what it tells of a checkpoint."""
+"""seed-tf convert, and what it tells of a checkpoint."""
 
 import os
 import pathlib
-import subprocess
 import sys
 from unittest import mock
 
@@ -17,6 +16,7 @@ from helpers.published import (
     random_images,
     tiny_encoder,
 )
+from helpers.runs import command
 
 import seed_tf
 from seed_tf.checkpoints import (
@@ -35,20 +35,6 @@ except ImportError:
     torch = None
 
 
-def launch(*flags, code=0):
-    """Runs the launcher; returns what it printed."""
-    run = subprocess.run(
-        [sys.executable, "-m", "experiments.convert", *flags],
-        cwd=pathlib.Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-    )
-    printed = run.stdout + run.stderr
-    if run.returncode != code:
-        raise AssertionError(printed[-4000:])
-    return printed
-
-
 def explanation(path, **kwargs):
     return "\n".join(explaining.explain(path, **kwargs))
 
@@ -61,7 +47,9 @@ class ConvertTest(PublishedTestCase):
         folder = self.create_tempdir().full_path
         teacher = os.path.join(folder, "teacher.keras")
         back = os.path.join(folder, "back.pth")
-        printed = launch(f"--checkpoint={self.path}", f"--output={teacher}")
+        printed = command(
+            "convert", f"--encoder={self.path}", f"--output={teacher}"
+        )
         for pattern in (
             r"source +swav \(SwAV\)",
             r"network +resnet18_width_8",
@@ -109,8 +97,8 @@ class ConvertTest(PublishedTestCase):
         with self.assertRaisesRegex(ValueError, "Only an Encoder has a PyTo"):
             converting.convert(other, output, to="torch")
         self.assertEqual(os.listdir(folder), ["a.keras"])
-        printed = launch(f"--checkpoint={other}", code=1)
-        self.assertRegex(printed, "Error: .*--checkpoint and --output, or --ex")
+        printed = command("convert", f"--encoder={other}", code=1)
+        self.assertRegex(printed, "Error: .*--encoder and --output, or --ex")
         self.assertNotIn("Traceback", printed)
 
 
@@ -185,9 +173,10 @@ class ExplainTest(PublishedTestCase):
             PIL.Image.fromarray(image).save(f"{folder}/{i}.png")
         # The sixth is the first one, but for its borders.
         PIL.Image.fromarray(random_images(5, 80)[0]).save(f"{folder}/same.png")
-        printed = launch(
+        printed = command(
+            "convert",
             f"--explain={self.path}",
-            f"--images={folder}",
+            f"--data_dir={folder}",
             "--image_size=64",
         )
         for pattern in (

@@ -1,9 +1,7 @@
 """Detection: maps are found, boxes follow their images, precision is COCO's."""
 
-import contextlib
 import csv
 import functools
-import io
 import json
 import os
 import pathlib
@@ -14,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl.testing import absltest, flagsaver, parameterized
-from helpers.runs import import_launcher
+from absl.testing import absltest, parameterized
+from helpers.runs import command
 from PIL import Image
 
 import seed_tf
@@ -575,14 +573,6 @@ def write_coco(folder):
     return paths
 
 
-def launch(*arguments):
-    """Runs experiments.detect, silent, in this process."""
-    launcher = import_launcher("seed_tf.cli.detect")
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()):
-        launcher.FLAGS(["detect", *arguments])
-        launcher.main([])
-
-
 class PublishedTest(absltest.TestCase):
     """VOC and COCO, made by TFDS's own builders from files like theirs."""
 
@@ -602,13 +592,14 @@ class PublishedTest(absltest.TestCase):
         output = self.create_tempdir().full_path
         encoder = os.path.join(output, "tiny.keras")
         tiny_encoder().save(encoder)
-        launch(
+        command(
+            "detect",
             *(f"--encoder={encoder}", "--dataset=voc/2007", "--download"),
             *("--train_split=train+validation", "--test_split=test"),
             *(f"--data_dir={data_dir}", "--image_size=64", "--batch_size=2"),
             *("--smallest_anchor=16", "--steps=1", f"--output={output}"),
         )
-        # Nothing of it lies where experiments.evaluate and a run have theirs.
+        # Nothing of it lies where evaluate and a run have theirs.
         self.assertCountEqual(os.listdir(output), ["tiny.keras", "detection"])
         results = os.path.join(output, "detection", "results.json")
         (row,) = finished_run.read_results(results)
@@ -793,7 +784,8 @@ class LauncherTest(parameterized.TestCase):
                 detection, "compare", noted(calls, (scores, None, None))
             ),
         ):
-            launch(
+            command(
+                "detect",
                 *(f"--encoder={trained}", f"--encoder={untrained}"),
                 *(f"--dataset={dataset}", "--image_size=96", "--seeds=2"),
                 *arguments,
@@ -816,23 +808,20 @@ class LauncherTest(parameterized.TestCase):
             self.assertFalse(np.array_equal(image, other))
 
     def test_pycocotools_is_asked_for_before_anything_else(self):
-        with (
-            unittest.mock.patch.dict(sys.modules, {"pycocotools": None}),
-            self.assertRaisesRegex(
-                ValueError,
-                r"metrics need .*pip install 'seed_tf\[detection\]'",
-            ),
-        ):
-            launch("--encoder=there is none")
+        with unittest.mock.patch.dict(sys.modules, {"pycocotools": None}):
+            printed = command("detect", "--encoder=there is none", code=1)
+        self.assertRegex(
+            printed, r"Error: .*metrics need .*'seed_tf\[detection\]'"
+        )
 
     def test_encoders_are_checked_before_any_training(self):
-        with (
-            self.assertRaisesRegex(
-                ValueError, "`encoder` must have feature maps"
-            ),
-            unittest.mock.patch.object(detection, "compare") as compare,
-        ):
-            launch("--encoder=untrained:resnet18:cifar", "--image_size=96")
+        with unittest.mock.patch.object(detection, "compare") as compare:
+            printed = command(
+                *("detect", "--encoder=untrained:resnet18:cifar"),
+                "--image_size=96",
+                code=1,
+            )
+        self.assertRegex(printed, "Error: --encoder must have feature maps")
         compare.assert_not_called()
 
 

@@ -3,12 +3,11 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 import keras
 from absl.testing import absltest, parameterized
+from helpers.runs import command
 
 from seed_tf.training import comparison, finished_run
 
@@ -249,21 +248,16 @@ class CompareTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "named twice.*alone"):
             self.compare(self.alone, self.alone)
 
-    def test_launcher(self):
+    def test_command(self):
         results = os.path.join(self.folder, "results.json")
         with open(results, "w") as f:
             json.dump([{"encoder": self.seed, "10-NN": 55.0}], f)
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "experiments.report"),
-                *(self.alone, self.seed, f"--results={results}"),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
+        printed = command(
+            "report", self.alone, self.seed, f"--results={results}"
         )
-        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
-        self.assertRegex(done.stdout, "seed .*55.0")
+        self.assertRegex(printed, "seed .*55.0")
+        printed = command("report", code=1)
+        self.assertIn("Error: Name the folders", printed)
 
 
 if __name__ == "__main__":
