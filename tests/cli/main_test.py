@@ -136,9 +136,8 @@ class EndsTest(parameterized.TestCase):
             self.end(KeyError("x"), 1)
 
     def test_a_signal(self):
-        printed = self.end(
-            Stopped("Stopped.", signal.SIGTERM), 128 + signal.SIGTERM
-        )
+        stop = Stopped("Stopped.", signal.SIGTERM)
+        printed = self.end(stop, 128 + signal.SIGTERM)
         self.assertRegex(
             printed, "Stopped. The same.*\n.*seed_tf report 'a b' --output=o"
         )
