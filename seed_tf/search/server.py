@@ -67,7 +67,7 @@ def make_server(search, port=8000):
         except OSError as error:
             raise OSError(
                 f"Port {port} of {HOST} cannot be opened: {error.strerror}. "
-                "Choose another --port; 0 takes any."
+                "Choose another `port`; 0 takes any that is free."
             ) from error
         server.search = search() if callable(search) else search
         server.server_activate()

@@ -9,6 +9,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from helpers.published import (
     PublishedTestCase,
@@ -69,6 +70,7 @@ class KerasFilesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "source='dino'"):
             seed_tf.checkpoints.load_encoder("x.keras", source="dino")
 
+    @pytest.mark.slow
     def test_any_keras_model_as_teacher(self):
         """As docs/checkpoints.md shows, without its weights from the net."""
         network = keras.applications.ConvNeXtTiny(
@@ -124,6 +126,7 @@ class TeachersTest(PublishedTestCase):
 
     # In float64: rounding to float32 grows to 1e-4 through 150 random layers.
     @parameterized.parameters("resnet101", "resnet152")
+    @pytest.mark.slow
     def test_deep_moco(self, name):
         self.set_precision("float64")
         net = self.network(name, "mlp")
@@ -209,6 +212,7 @@ class StudentsTest(PublishedTestCase):
         net.head = torch.nn.Sequential()
         self.assert_same(student, net, (64,))
 
+    @pytest.mark.slow
     def test_padding_of_efficientnet(self):
         """Where H is no multiple of 32, padding follows the map at hand."""
         self.set_precision("float64")
@@ -288,6 +292,7 @@ class TensorflowTest(PublishedTestCase):
         super().setUp()
         self.prefix = os.path.join(self.create_tempdir(), "model.ckpt-225206")
 
+    @pytest.mark.slow
     def test_simclr(self):
         self.set_precision("float64")
         net = SimCLR(random_images(4, 64, seed=1))

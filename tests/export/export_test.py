@@ -12,6 +12,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from helpers.exports import (
@@ -167,6 +168,7 @@ class DecodeTest(parameterized.TestCase):
         np.testing.assert_array_equal(images[0], evaluated(jpeg))
         self.assertFalse(images[1].numpy().any())
 
+    @pytest.mark.slow
     def test_thousands_of_mutated_files(self):
         rng = np.random.default_rng(0)
         image, frames = picture(40, 40), [picture(40, 40, seed=1)]
@@ -471,6 +473,7 @@ class ExportTest(parameterized.TestCase):
             self.export(limits=limits)
         self.assertEmpty(os.listdir(self.path))
 
+    @pytest.mark.slow
     def test_a_decoder_that_differs_is_refused(self):
         with (
             mock.patch.object(EncodedImage, "square") as square,
@@ -484,6 +487,7 @@ class ExportTest(parameterized.TestCase):
             self.export()
         self.assertEmpty(os.listdir(self.path))
 
+    @pytest.mark.slow
     def test_encoders_in_16_bits_become_float32(self):
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
         self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
@@ -519,6 +523,7 @@ class ExportTest(parameterized.TestCase):
             pass
         self.assertEqual(os.listdir(self.path), ["1"])
 
+    @pytest.mark.slow
     def test_a_killed_export_leaves_no_version(self):
         script = self.create_tempfile("killed.py", KILLED).full_path
         subprocess.run(
@@ -581,6 +586,7 @@ for name, (place, function) in moments.items():
 """
 
 
+@pytest.mark.slow
 class PlainTensorFlowTest(absltest.TestCase):
     @absltest.skipUnless(
         PHOTOS.exists(), "the photographs of ../shared/data are not here"

@@ -8,6 +8,7 @@ from unittest import mock
 import keras
 import numpy as np
 import onnxruntime
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, flagsaver, parameterized
 from ai_edge_litert.interpreter import Interpreter
@@ -113,6 +114,7 @@ class FilesTest(parameterized.TestCase):
     """Each format once; many claims about it."""
 
     @parameterized.parameters(*PRECISIONS, "onnx")
+    @pytest.mark.slow
     def test_agrees_with_keras(self, precision):
         model, images = encoder(), pictures(80)
         folder = self.create_tempdir().full_path
@@ -244,6 +246,7 @@ class FilesTest(parameterized.TestCase):
             ["embedding", "features"], {"images": images}
         )
 
+    @pytest.mark.slow
     def test_sizes_fall_with_precision(self):
         # Wide enough that weights, not the graph, are what is stored.
         inputs = keras.Input((SIZE, SIZE, 3))
@@ -292,6 +295,7 @@ class FilesTest(parameterized.TestCase):
         self.assertAlmostEqual(result.knn["exported"], result.knn["keras"])
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    @pytest.mark.slow
     def test_sixteen_bits_are_exported_in_float32(self, policy):
         before = keras.mixed_precision.dtype_policy()
         keras.mixed_precision.set_dtype_policy(policy)
@@ -349,7 +353,7 @@ class RefusalTest(parameterized.TestCase):
     )
     def test_limits(self, changed, message):
         values = {"difference": 0.0, "cosine": 1.0, "agreement": 1.0} | changed
-        result = checking.Checked(
+        result = checking.ParityReport(
             path="a.tflite",
             format="litert",
             precision="int8",
@@ -621,6 +625,7 @@ class BenchmarkTest(parameterized.TestCase):
         with flagsaver.flagsaver(budget_cosine=0.4, budget_knn=1.0):
             self.assertEqual(formats.verdict(row, "a", True), "pass")
 
+    @pytest.mark.slow
     def test_from_end_to_end(self):
         folder = self.create_tempdir().full_path
         run = os.path.join(folder, "student.keras")

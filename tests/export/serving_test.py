@@ -7,6 +7,7 @@ import sys
 
 import grpc
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from helpers.exports import (
@@ -39,6 +40,7 @@ def evaluated(file):
     return EncodedImage(file).square(SIZE, RESIZE)
 
 
+@pytest.mark.slow
 class ServingTest(parameterized.TestCase):
     """One server in its own process, asked by gRPC."""
 

@@ -14,6 +14,7 @@ import time
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 from helpers.runs import (
     pictures,
@@ -170,6 +171,7 @@ SETTLED = (
 
 
 @absltest.skipUnless(BROWSER, "no Chromium on the PATH")
+@pytest.mark.slow
 class SearchPageTest(absltest.TestCase):
     def setUp(self):
         super().setUp()

@@ -13,6 +13,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
@@ -233,6 +234,7 @@ class ViewCacheTest(parameterized.TestCase):
     # -- training ----------------------------------------------------------
 
     @parameterized.parameters(views, small_patches)
+    @pytest.mark.slow
     def test_a_student_trained_from_the_live_runs_views_is_the_same(self, make):
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (6, 6, 12, 12, 3), dtype=np.uint8)
@@ -351,6 +353,7 @@ class ViewCacheTest(parameterized.TestCase):
 
     # -- making it ---------------------------------------------------------
 
+    @pytest.mark.slow
     def test_a_killed_process_loses_a_shard_and_leaves_the_same_files(self):
         path = os.path.join(self.create_tempdir().full_path, "cache")
         teacher = os.path.join(self.create_tempdir().full_path, "t.keras")
@@ -651,6 +654,7 @@ class LaunchersTest(absltest.TestCase):
         self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
         return command(name, *arguments, code=code)
 
+    @pytest.mark.slow
     def test_cache_then_distill(self):
         folder = self.create_tempdir().full_path
         path, output = (os.path.join(folder, x) for x in ("c", "s"))
