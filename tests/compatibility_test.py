@@ -101,8 +101,8 @@ class CompatibilityTest(parameterized.TestCase):
             queue.embeddings.numpy(), expected["queue_afterwards"], atol=1e-4
         )
 
-    @pytest.mark.slow
     @parameterized.parameters("run", "pretrain_run")
+    @pytest.mark.slow
     def test_a_killed_run_goes_on(self, name):
         run = self.folder / name
         before = read_json_lines(run / "metrics.jsonl")

@@ -4,6 +4,7 @@ import functools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -104,6 +105,7 @@ class TwoReplicasTest(parameterized.TestCase):
             np.testing.assert_array_equal(replica, two.queue.embeddings)
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    @pytest.mark.slow
     def test_mixed_precision(self, policy):
         keras.mixed_precision.set_global_policy(policy)
         self.addCleanup(keras.mixed_precision.set_global_policy, "float32")
@@ -118,6 +120,7 @@ class TwoReplicasTest(parameterized.TestCase):
         method=["seed", "moco"],
         options=[{"jit_compile": True}, {"steps_per_execution": 3}],
     )
+    @pytest.mark.slow
     def test_xla_and_several_steps_per_execution(self, method, options):
         expected, expected_logs = plain(method)
         model, logs = train(
@@ -146,6 +149,7 @@ class TwoReplicasTest(parameterized.TestCase):
                 jit_compile=True,
             )
 
+    @pytest.mark.slow
     def test_is_traced_once_for_each_replica(self):
         with two_replicas().scope():
             model, traces = build("seed")(), []
@@ -157,6 +161,7 @@ class TwoReplicasTest(parameterized.TestCase):
         self.assertLen(traces, 2)
 
     @parameterized.parameters("seed", "moco")
+    @pytest.mark.slow
     def test_running_statistics_are_the_mean_of_the_replicas(self, method):
         with two_replicas().scope():
             model = build(method)()
@@ -224,6 +229,7 @@ class TwoReplicasTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "train and evaluate by `fit`"):
             model.train_on_batch(random_images(8))
 
+    @pytest.mark.slow
     def test_moco_shuffles_keys_across_replicas(self):
         strategy = two_replicas()
         with strategy.scope():

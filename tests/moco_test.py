@@ -4,6 +4,7 @@ import os
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -105,6 +106,7 @@ class MoCoTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(2, 4)
+    @pytest.mark.slow
     def test_keys_are_normalised_in_shuffled_groups(self, groups):
         model = moco(shuffle_groups=groups)
         model.train_on_batch(random_images(16))
@@ -133,6 +135,7 @@ class MoCoTest(parameterized.TestCase):
         model.step.assign_add(1)
         self.assertFalse(np.allclose(first, model._keys(view), atol=1e-4))
 
+    @pytest.mark.slow
     def test_the_momentum_encoder_is_not_trained(self):
         model = moco(momentum=0.5)
         self.assertEmpty(model.momentum_encoder.trainable_variables)
@@ -157,6 +160,7 @@ class MoCoTest(parameterized.TestCase):
             model.predict(images, verbose=0), model.encoder(images), atol=1e-5
         )
 
+    @pytest.mark.slow
     def test_saved_and_loaded_it_takes_the_same_step(self):
         images = random_images(16)
         model = moco()
@@ -170,6 +174,7 @@ class MoCoTest(parameterized.TestCase):
         for a, b in zip(model.weights, loaded.weights, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6, err_msg=a.path)
 
+    @pytest.mark.slow
     def test_a_compiled_step_equals_an_ordinary_one(self):
         images = random_images(16)
         results = []
@@ -182,6 +187,7 @@ class MoCoTest(parameterized.TestCase):
         for a, b in zip(*results, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
+    @pytest.mark.slow
     def test_evaluate_is_the_same_each_time(self):
         model = moco()
         images = random_images(16)

@@ -4,6 +4,7 @@ import os
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -276,6 +277,7 @@ class KerasModelTest(parameterized.TestCase):
         embedded = seed_tf.evaluation.embed(student, images)
         np.testing.assert_allclose(embedded, expected, rtol=1e-5)
 
+    @pytest.mark.slow
     def test_evaluate_is_the_same_each_time_and_changes_nothing(self):
         model = self.model()
         data = batches(random_images(32, size=6), 16)
@@ -289,6 +291,7 @@ class KerasModelTest(parameterized.TestCase):
         np.testing.assert_array_equal(model.queue.embeddings, queue)
         self.assertEqual(int(model.step), step)
 
+    @pytest.mark.slow
     def test_validation_data_and_labels_beside_the_images(self):
         model = self.model()
         labelled = tf.data.Dataset.zip(
@@ -313,6 +316,7 @@ class KerasModelTest(parameterized.TestCase):
             if "metric" not in a.path and "seed_generator" not in a.path:
                 np.testing.assert_allclose(a, b, atol=1e-6, err_msg=a.path)
 
+    @pytest.mark.slow
     def test_dropout_repeats_itself_after_a_restart(self):
         def run(restart):
             keras.utils.set_random_seed(0)
@@ -356,6 +360,7 @@ class KerasModelTest(parameterized.TestCase):
         self.assertFalse(np.allclose(first, other))
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    @pytest.mark.slow
     def test_mixed_precision(self, policy):
         keras.mixed_precision.set_global_policy(policy)
         try:
@@ -380,6 +385,7 @@ class KerasModelTest(parameterized.TestCase):
         )
         self.assertEqual(model.queue.embeddings.dtype, "float32")
 
+    @pytest.mark.slow
     def test_a_compiled_step_equals_an_ordinary_one(self):
         images = random_images(16, size=6)
         results = []
@@ -393,6 +399,7 @@ class KerasModelTest(parameterized.TestCase):
         for a, b in zip(results[0][1], results[1][1], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
+    @pytest.mark.slow
     def test_student_and_teacher_may_have_views_of_their_own(self):
         images = random_images(8, size=6)
         for same in (True, False):
@@ -434,6 +441,7 @@ class KerasModelTest(parameterized.TestCase):
         seed_tf.SEED(student=student, teacher=encoder(), **shared)
         self.assertEqual(student.image_size, expected)
 
+    @pytest.mark.slow
     def test_objectives_of_the_library_and_of_the_user(self):
         @keras.saving.register_keras_serializable("seed_test")
         def mine(student, teacher, queue, *, student_temperature, **_):

@@ -159,6 +159,7 @@ class TeachersTest(PublishedTestCase):
     @parameterized.product(
         dtype=["float16", "bfloat16", "float64"], new=[True, False]
     )
+    @pytest.mark.slow
     def test_older_files_and_other_precisions(self, dtype, new):
         """Files as before PyTorch 1.6, and weights not in float32."""
         dtype = getattr(torch, dtype)
@@ -196,6 +197,7 @@ class StudentsTest(PublishedTestCase):
         ("efficientnet_b0", "float64"),
         ("efficientnet_b1", "float64", 240),
     )
+    @pytest.mark.slow
     def test_features_and_embeddings(self, name, dtype, *sizes):
         self.set_precision(dtype)
         net = self.network(name, "mlp")

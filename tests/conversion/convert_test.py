@@ -8,6 +8,7 @@ from unittest import mock
 import keras
 import numpy as np
 import PIL.Image
+import pytest
 from absl.testing import absltest, parameterized
 from helpers.published import (
     PublishedTestCase,
@@ -41,6 +42,7 @@ def explanation(path, **kwargs):
 
 @needs_torch
 class ConvertTest(PublishedTestCase):
+    @pytest.mark.slow
     def test_to_keras_and_back(self):
         net = self.network("resnet18", "mlp_bn", width=8)
         self.save(torch_layouts.swav_file(net))
@@ -84,6 +86,7 @@ class ConvertTest(PublishedTestCase):
         student = seed_tf.checkpoints.load_encoder(path)
         self.assert_same(student, net, (64,))
 
+    @pytest.mark.slow
     def test_bad_input(self):
         folder = self.create_tempdir().full_path
         other, output = (os.path.join(folder, f"{x}.keras") for x in "ab")
@@ -111,6 +114,7 @@ class ExplainTest(PublishedTestCase):
         ("efficientnet_b0", "mlp"),
         ("efficientnet_b1", None),
     )
+    @pytest.mark.slow
     def test_block_by_block(self, name, head):
         """None differs; a spoilt one does, and all that come after it."""
         net = self.network(name, head, width=16)

@@ -9,6 +9,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
@@ -629,6 +630,7 @@ class OrderTest(parameterized.TestCase):
         self.assertEmpty(self.load(source, first_step=24))
 
     @parameterized.parameters(*SOURCES)
+    @pytest.mark.slow
     def test_shards_are_parts_of_one_batch(self, source):
         options = {"drop_remainder": False, "first_step": 10}
         whole = self.load(source, **options)
@@ -638,6 +640,7 @@ class OrderTest(parameterized.TestCase):
         self.assertTrue(all(len(part[0]) == 4 for part in parts))
 
     @parameterized.parameters(*SOURCES)
+    @pytest.mark.slow
     def test_depends_on_nothing_but_the_seed(self, source):
         expected = self.load(source, seed=3)
         tf.random.set_seed(17)
@@ -772,6 +775,7 @@ class CropsTest(parameterized.TestCase):
         self.assertEqual(images[0][1].shape, (4, 3, 16, 16, 3))
         self.assertEqual(images[1:], (None, None))
 
+    @pytest.mark.slow
     def test_fit_and_evaluate_take_them(self):
         def encoder():
             backbone = keras.Sequential(

@@ -10,6 +10,7 @@ import unittest.mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
@@ -50,6 +51,7 @@ def data_set(images, objects):
 
 class PyramidTest(parameterized.TestCase):
     @parameterized.parameters(*BACKBONES)
+    @pytest.mark.slow
     def test_levels_of_every_backbone(self, name):
         # The wide ones narrowed: depths, names and strides are the same.
         narrow = {"width": 8} if name in RESNETS else {}
@@ -327,6 +329,7 @@ class MetricsTest(parameterized.TestCase):
 
 
 class FineTuneTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_it_learns_repeats_nothing_frozen_and_can_be_saved(self):
         images, objects = synthetic_detection("train", 1)
         train = data_set(images, objects)
@@ -587,6 +590,7 @@ class PublishedTest(absltest.TestCase):
         )
         return self.create_tempdir().full_path
 
+    @pytest.mark.slow
     def test_voc(self):
         data_dir = self.prepare(write_voc(self.create_tempdir().full_path))
         output = self.create_tempdir().full_path
@@ -770,6 +774,7 @@ class LauncherTest(parameterized.TestCase):
         ("voc/2007", [], True, True),
         ("voc/2007", ["--noflip"], True, False),
     )
+    @pytest.mark.slow
     def test_what_flags_do(self, dataset, arguments, frozen, flip):
         trained, untrained = "runs/student", "untrained:resnet18"
         load = functools.cache(lambda name, seed=0: tiny_encoder())

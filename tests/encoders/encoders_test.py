@@ -6,6 +6,7 @@ import os
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -69,6 +70,7 @@ class BackboneTest(parameterized.TestCase):
         ("efficientnet_b0", "imagenet", "avg_pooling", 1),
         ("efficientnet_b1", "cifar", "avg_pooling", 2),
     )
+    @pytest.mark.slow
     def test_stems(self, name, stem, pooling, side):
         model = backbone(name, stem=stem)
         maps = model.get_layer(pooling).input if pooling else model.output
@@ -107,6 +109,7 @@ class BackboneTest(parameterized.TestCase):
             self.assertIsNotNone(gradient, variable.path)
 
     @parameterized.parameters("mobilenet_v3_large", "efficientnet_b0")
+    @pytest.mark.slow
     def test_dropout_in_training_only(self, name):
         model, images = backbone(name), tf.random.normal((4, 32, 32, 3))
         for layer in model.layers:  # Else batch statistics differ, too.
@@ -280,6 +283,7 @@ class EncoderTest(parameterized.TestCase):
         np.testing.assert_array_equal(features, encoder.features(images))
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    @pytest.mark.slow
     def test_mixed_precision(self, policy):
         images = random_images()
         keras.utils.set_random_seed(0)

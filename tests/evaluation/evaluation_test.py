@@ -7,6 +7,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from keras import ops
@@ -75,6 +76,7 @@ class NearestNeighboursTest(parameterized.TestCase):
         expected = [[0, 2, 4, 6, 8, 10, 1, 3], [1, 3, 5, 7, 9, 11, 0, 2]]
         np.testing.assert_array_equal(indices, expected)
 
+    @pytest.mark.slow
     def test_memory_stays_within_blocks(self):
         # Their similarities would be 3.2 GB.
         rng = np.random.default_rng(0)
@@ -356,6 +358,7 @@ class LinearProbeTest(parameterized.TestCase):
         {"learning_rate": 1.0, "standardize": True},
         {"learning_rate": 0.3},
     )
+    @pytest.mark.slow
     def test_within_half_a_point_of_logistic_regression(self, **options):
         train, test = blobs(1500), blobs(4000, seed=1)
         oracle = LogisticRegression(max_iter=3000).fit(*train).score(*test)
@@ -363,6 +366,7 @@ class LinearProbeTest(parameterized.TestCase):
         result = evaluation.linear_probe(train, test, **options)
         self.assertAlmostEqual(result.accuracy, oracle, delta=0.005)
 
+    @pytest.mark.slow
     def test_as_good_as_logistic_regression_on_digits(self):
         train, test = digit_features()
         oracle = make_pipeline(StandardScaler(), LogisticRegression())
@@ -449,6 +453,7 @@ class LinearProbeTest(parameterized.TestCase):
         self.assertFalse(np.allclose(first.kernel, other.kernel))
 
     @parameterized.product(width=[8, 300], learning_rate=[1, 30])
+    @pytest.mark.slow
     def test_standardize_suits_every_width(self, width, learning_rate):
         train, test = blobs(600, width, noise=1), blobs(400, width, 7, 1, 1)
         oracle = LogisticRegression(max_iter=1000).fit(*train)
@@ -502,6 +507,7 @@ class LinearProbeTest(parameterized.TestCase):
         for weight, kept in zip(encoder.get_weights(), before, strict=True):
             np.testing.assert_array_equal(weight, kept)
 
+    @pytest.mark.slow
     def test_encoder_with_datasets_and_views(self):
         seen = []
 
@@ -624,6 +630,7 @@ class LinearProbeTest(parameterized.TestCase):
         ):
             evaluation.choose_learning_rate(train, [1e38], epochs=2)
 
+    @pytest.mark.slow
     def test_choice_of_the_learning_rate_holds_images_out(self):
         # Of labels at random, whatever is learnt by heart is worth nothing.
         rng = np.random.default_rng(0)

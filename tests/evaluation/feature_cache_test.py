@@ -10,6 +10,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
@@ -171,6 +172,7 @@ class FeatureCacheTest(parameterized.TestCase):
         after, _ = cache.features(Shifted(1.0), self.images)
         np.testing.assert_allclose(after, before + 1, rtol=1e-5)
 
+    @pytest.mark.slow
     def test_another_process_finds_it(self):
         path = os.path.join(self.create_tempdir().full_path, "tiny.keras")
         convolutions().save(path)
@@ -242,6 +244,7 @@ class FeatureCacheTest(parameterized.TestCase):
     @parameterized.parameters(
         "truncated", "flipped", "no_labels", "no_entry", "other_json"
     )
+    @pytest.mark.slow
     def test_damage_is_computed_anew(self, damage):
         encoder = tiny_encoder()
         expected = np.array(self.cache().features(encoder, self.images)[0])
@@ -348,6 +351,7 @@ class LabelledImagesTest(parameterized.TestCase):
         self.assertLessEqual(chosen, everything)
 
     @parameterized.parameters("tsv", "tfds")
+    @pytest.mark.slow
     def test_other_sources(self, source):
         root = self.create_tempdir().full_path
         rng = np.random.default_rng(0)
@@ -438,6 +442,7 @@ class LabelledImagesTest(parameterized.TestCase):
         _, steps = self.images.training(view, epochs=2, batch_size=100)
         self.assertEqual(steps, 1)
 
+    @pytest.mark.slow
     def test_training_on_a_part(self):
         view, numbers = training_view(16), []
         for subset, size in (("train", 52), ("held_out", 8)):

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -121,6 +122,7 @@ class FineTuneTest(parameterized.TestCase):
             np.testing.assert_allclose(after.numpy(), expected, atol=1e-6)
             self.assertFalse(np.allclose(after.numpy(), kernel.numpy()))
 
+    @pytest.mark.slow
     def test_a_function_of_the_seed(self):
         data = pictures(40), pictures(20, 1)
         first, same, other = (
@@ -157,6 +159,7 @@ class FineTuneTest(parameterized.TestCase):
         counts = np.bincount(np.concatenate(list(set(orders))))[1:]
         np.testing.assert_array_equal(counts, [2] * 24)
 
+    @pytest.mark.slow
     def test_datasets_of_all_epochs(self):
         train, test = (
             evaluation.LabelledImages("digits", split, image_size=12)

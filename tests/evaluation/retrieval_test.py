@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from sklearn.metrics import average_precision_score
@@ -72,6 +73,7 @@ class RetrievalTest(parameterized.TestCase):
         _, precision = brute_force(bank, bank, (1,))
         self.assertAlmostEqual(found.mean_average_precision, precision, 6)
 
+    @pytest.mark.slow
     def test_memory_is_that_of_a_block(self):
         bank, queries = blobs(2**18, width=4), blobs(300, width=4, seed=1)
         tracemalloc.start()

@@ -342,6 +342,7 @@ class SavedModelTest(parameterized.TestCase):
         result = self.loaded.signatures["serving_default"](images=pixels)
         self.assertEqual(result["features"].shape, (0, 5))
 
+    @pytest.mark.slow
     def test_bad_files_are_named_by_position(self):
         files = list(self.files)
         files[40], files[43] = b"", b"hello"

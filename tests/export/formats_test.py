@@ -601,6 +601,7 @@ class EmbeddingBudgetTest(parameterized.TestCase):
         self.assertIn("features, all 20", text)
 
 
+@pytest.mark.slow
 class BenchmarkTest(parameterized.TestCase):
     def test_images(self):
         first, again = formats.crops(4, 20), formats.crops(4, 20)

@@ -904,6 +904,7 @@ class ServerTest(Folder):
 
 
 class LauncherTest(Folder):
+    @pytest.mark.slow
     def test_index_and_query_and_errors(self):
         index, image = f"--index={self.index}", f"--image={self.photos}/2.jpg"
         drawing = self.folder / "neighbours.png"

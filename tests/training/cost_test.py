@@ -5,6 +5,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -188,6 +189,7 @@ class CostTest(parameterized.TestCase):
         (0.5, r"measured +steps of 16 images, .* of free memory", "nothing"),
         (0.0, "measured +nothing: 0 B are free", "images per second"),
     )
+    @pytest.mark.slow
     def test_dry_run_takes_no_more_memory_than_there_is(
         self, share, expected, absent
     ):

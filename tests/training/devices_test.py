@@ -6,6 +6,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from helpers.runs import free_ports
@@ -134,6 +135,7 @@ class StepTest(parameterized.TestCase):
         )
 
     @parameterized.parameters("images", "crops", "small_patches")
+    @pytest.mark.slow
     def test_compiles_and_trains_the_same(self, kind):
         rng = np.random.default_rng(0)
 

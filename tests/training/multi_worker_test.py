@@ -11,6 +11,7 @@ import textwrap
 import time
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 from helpers.runs import (
     free_ports,
@@ -83,6 +84,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 class MultiWorkerTest(absltest.TestCase):
     def setUp(self):
         super().setUp()

@@ -6,6 +6,7 @@ import pathlib
 from unittest import mock
 
 import keras
+import pytest
 from absl.testing import absltest, parameterized
 from helpers.runs import command
 
@@ -248,6 +249,7 @@ class CompareTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "named twice.*alone"):
             self.compare(self.alone, self.alone)
 
+    @pytest.mark.slow
     def test_command(self):
         results = os.path.join(self.folder, "results.json")
         with open(results, "w") as f:

@@ -320,6 +320,7 @@ class ViewCacheTest(parameterized.TestCase):
             np.testing.assert_array_equal(np.concatenate(rows), whole)
         self.assertFalse(np.array_equal(expected[0], batch["images"]))
 
+    @pytest.mark.slow
     def test_bad_rows_take_view_and_embedding_of_another(self):
         data = shutil.copytree(
             self.data, os.path.join(self.create_tempdir().full_path, "data")
@@ -569,6 +570,7 @@ class ViewCacheTest(parameterized.TestCase):
 
     # -- other sources -----------------------------------------------------
 
+    @pytest.mark.slow
     def test_every_source_numbers_and_fingerprints_its_images(self):
         folder = self.create_tempdir().full_path
         images = np.random.default_rng(0).integers(
@@ -648,6 +650,7 @@ with (
 """
 
 
+@pytest.mark.slow
 class LaunchersTest(absltest.TestCase):
     def launch(self, name, *arguments, code=0):
         # Which launchers set, for their process.

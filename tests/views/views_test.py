@@ -11,6 +11,7 @@ from unittest import mock
 import keras
 import keras_cv
 import numpy as np
+import pytest
 import scipy.ndimage
 import scipy.stats
 import tensorflow as tf
@@ -452,6 +453,7 @@ class EveryLayerTest(LayerTest):
             np.testing.assert_array_equal(out[key], inputs[key])
 
     @parameterized.parameters(*LAYERS)
+    @pytest.mark.slow
     def test_single_images_of_a_dict(self, name):
         layer, images, labels = LAYERS[name](), random_images(6), np.arange(6)
         batch = augment(layer, images)
@@ -471,6 +473,7 @@ class EveryLayerTest(LayerTest):
         self.assertGreater(len(different), 1)
 
     @parameterized.parameters(*LAYERS)
+    @pytest.mark.slow
     def test_seed_of_the_layer(self, name):
         images = random_images(32)
         for seed in (0, 7):
@@ -574,6 +577,7 @@ class PipelinesTest(LayerTest):
             self.assertNotIsInstance(layers[-1], views.RandomHorizontalFlip)
 
     @parameterized.parameters("moco_v1", "moco_v2", "small_patches")
+    @pytest.mark.slow
     def test_one_view_however_it_is_run(self, name):
         view, images, keys = PIPELINES[name](24), random_images(6), seeds(6)
         see = seeded(view)
@@ -602,6 +606,7 @@ class PipelinesTest(LayerTest):
         for way, result in ways.items():
             np.testing.assert_allclose(result, expected, atol=SAME, err_msg=way)
 
+    @pytest.mark.slow
     def test_large_batches_in_parts_that_fit_a_cache(self):
         view, images, keys = views.moco_v2(24), random_images(12), seeds(12)
         expected = tf.function(lambda: view(images, seeds=keys))()
@@ -624,6 +629,7 @@ class PipelinesTest(LayerTest):
             # To the bit: a view cache depends on it.
             np.testing.assert_array_equal(found, expected[: len(whole)])
 
+    @pytest.mark.slow
     def test_single_image_under_xla(self):
         view, image, key = views.moco_v2(24), random_images(1)[0], seeds(1)[0]
         compiled = tf.function(view, jit_compile=True)
@@ -718,6 +724,7 @@ class PipelinesTest(LayerTest):
         self.assertEqual({out.dtype, large.dtype, small.dtype}, {tf.float32})
         np.testing.assert_array_equal(out, expected)
 
+    @pytest.mark.slow
     def test_two_replicas(self):
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         with strategy.scope():
@@ -802,6 +809,7 @@ class MultiCropTest(LayerTest):
         again = np.concatenate(crops(images, seeds=keys))
         self.assertEqual(np.array_equal(again, both), seeded)
 
+    @pytest.mark.slow
     def test_however_it_is_run(self):
         crops = views.multi_crop(views.swav(24), views.small_patches(12), 2)
         images, keys = random_images(3), seeds(3)
@@ -817,6 +825,7 @@ class MultiCropTest(LayerTest):
                 np.testing.assert_allclose(ours, theirs, atol=SAME)
                 self.assertEqual(ours.shape, theirs.shape)
 
+    @pytest.mark.slow
     def test_crops_ahead_of_the_rest(self):
         crops = views.multi_crop(views.swav(24), views.small_patches(12), 3)
         images, keys = random_images(4), seeds(4)
