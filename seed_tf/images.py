@@ -34,20 +34,20 @@ def image_size_of(model: Any, image_size: int | None = None) -> int:
 
     Args:
         model: an `Encoder`, or any keras.Model.
-        image_size: the size that was asked for; by default the size that the
-            encoder was trained at, its attribute `image_size`.
+        image_size: int or None, the size that the caller asks for. Defaults
+            to `model.image_size`, the size that the encoder was trained at.
 
     Raises:
         ValueError: if the size is not positive, or neither is known.
     """
-    size = getattr(model, "image_size", None)
-    if image_size is None and size is None:
+    if image_size is None:
+        image_size = getattr(model, "image_size", None)
+    if image_size is None:
         raise ValueError(
             "`image_size` is needed: this model does not know the size of the "
             "images that it was trained on. Pass `image_size`, or set "
             "`encoder.image_size`."
         )
-    image_size = size if image_size is None else image_size
     if image_size < 1:
         raise ValueError(
             f"`image_size` must be positive. Received: image_size={image_size}."

@@ -1,7 +1,12 @@
 """Backbones by name."""
 
+from __future__ import annotations
+
 import difflib
 import functools
+from collections.abc import Callable
+
+import keras
 
 from seed_tf.encoders.efficientnet import efficientnet
 from seed_tf.encoders.mobilenet_v3 import mobilenet_v3_large
@@ -9,7 +14,7 @@ from seed_tf.encoders.resnet import resnet
 
 _resnet50 = functools.partial(resnet, depths=(3, 4, 6, 3), bottleneck=True)
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[..., keras.Model]] = {
     "resnet18": functools.partial(resnet, depths=(2, 2, 2, 2)),
     "resnet34": functools.partial(resnet, depths=(3, 4, 6, 3)),
     "resnet50": _resnet50,
@@ -32,22 +37,22 @@ BACKBONES = {
 }
 
 
-def backbone(name, *, stem="imagenet"):
-    """A network of the paper, with fresh weights and without classifier.
+def backbone(name: str, *, stem: str = "imagenet") -> keras.Model:
+    """Returns a network of the paper, untrained and without its classifier.
 
     Args:
         name: str, one of "resnet18", "resnet34", "resnet50", "resnet101",
             "resnet152", "resnet50w2", "resnet50w4", "resnet50w5" (2, 4 and 5
             times as wide), "mobilenet_v3_large", "efficientnet_b0",
             "efficientnet_b1".
-        stem: "imagenet", or "cifar" for small images: a ResNet's first
-            convolution becomes 3x3 at stride 1 and its max-pooling goes; the
-            others' first convolution is taken at stride 1.
+        stem: "imagenet", or "cifar" for small images. With "cifar" the first
+            convolution has stride 1, and for a ResNet it is 3x3 and no
+            max-pooling follows.
 
     Returns:
-        Functional keras.Model of images `[B, H, W, 3]` of any size, float and
-        normalised (`Encoder` does that). ResNets give feature maps
-        `[B, h, w, C]`, the others pool themselves and give `[B, 1280]`.
+        Functional keras.Model of float images `[B, H, W, 3]` of any size,
+        already normalised (`Encoder` normalises). ResNets give feature maps
+        `[B, h, w, C]`. The other networks pool and give `[B, 1280]`.
 
     Raises:
         ValueError: if the name or the stem is unknown.

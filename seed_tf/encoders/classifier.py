@@ -1,10 +1,13 @@
 """A classifier on top of an encoder, which fine-tuning trains.
 
-It stands here, not in `seed_tf.evaluation`, so that `import seed_tf` registers
-it with Keras: a saved classifier then loads.
+This module is not in `seed_tf.evaluation`, because `import seed_tf` must
+register the class with Keras: only then does a saved classifier load.
 """
 
+from __future__ import annotations
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -18,7 +21,9 @@ class Classifier(keras.Model):
         seed: int, of the kernel, N(0, 0.01); the bias starts at zero.
     """
 
-    def __init__(self, encoder, num_classes, seed=0, **kwargs):
+    def __init__(
+        self, encoder: keras.Model, num_classes: int, seed: int = 0, **kwargs
+    ):
         super().__init__(autocast=False, **kwargs)
         self.encoder, self.num_classes, self.seed = encoder, num_classes, seed
         self.logits = keras.layers.Dense(
@@ -30,7 +35,7 @@ class Classifier(keras.Model):
             name="logits",
         )
 
-    def call(self, images, training=False):
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         features = getattr(self.encoder, "features", self.encoder)
         features = features(ops.cast(images, "float32"), training=training)
         return self.logits(features)
@@ -39,7 +44,8 @@ class Classifier(keras.Model):
         encoder = keras.saving.serialize_keras_object(self.encoder)
         return {
             **super().get_config(),
-            **{"encoder": encoder, "num_classes": self.num_classes},
+            "encoder": encoder,
+            "num_classes": self.num_classes,
             "seed": self.seed,
         }
 

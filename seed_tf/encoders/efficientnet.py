@@ -1,5 +1,7 @@
 """EfficientNet-B0 and B1 in the layout of the authors' code."""
 
+from __future__ import annotations
+
 import math
 
 import keras
@@ -18,34 +20,37 @@ _STAGES = (
 )
 
 
-def efficientnet(name, *, depth, native_size, stem):
-    """EfficientNet-B0 or B1 up to pooling and dropout, without classifier.
+def efficientnet(
+    name: str, *, depth: float, native_size: int, stem: str
+) -> keras.Model:
+    """Returns EfficientNet-B0 or B1 up to pooling and dropout.
 
-    As in the authors' code BatchNorm has epsilon 1e-3 and momentum 0.99 (in
-    Keras's sense), squeeze-and-excitation a quarter of the block's input
-    width, and both regularisers are active in distillation: drop-connect, at
+    As in the authors' code, BatchNorm has epsilon 1e-3 and momentum 0.99 (in
+    Keras's sense), and squeeze-and-excitation has a quarter of the block's
+    input width. Both regularisers are active in distillation: drop-connect, at
     a rate that grows linearly over the blocks from 0 towards 0.2, and dropout
     of 0.2 between pooling and the projection head.
 
-    Padding is TensorFlow's "same", which on maps of even size puts the odd
-    pixel of padding at the bottom and right. The authors compute it for the
-    native 224 (B1: 240) pixels and keep it at every size, so that B1's last
+    Padding is TensorFlow's "same", which puts the odd pixel of padding at the
+    bottom and right of maps of even size. The authors compute the padding for
+    the native 224 (B1: 240) pixels and keep it at every size. So B1's last
     strided convolution, whose map has 15 pixels at 240, is padded evenly at
-    all sizes; so it is here. Hence outputs equal theirs at the native size and
-    wherever H and W are multiples of 32. Elsewhere their maps are smaller.
+    every size, also here. Outputs equal the authors' at the native size and
+    wherever H and W are multiples of 32. At other sizes the authors' maps are
+    smaller.
 
     Args:
         name: str.
-        depth: float, factor on the repeats of a stage, rounded up: 1.0 for
-            B0, 1.1 for B1.
-        native_size: int, pixels that the padding is meant for: 224 for B0,
-            240 for B1.
+        depth: float, 1.0 for B0, 1.1 for B1: factor on the number of blocks of
+            a stage, which is rounded up.
+        native_size: int, 224 for B0, 240 for B1: side in pixels of the images
+            for which the padding is computed.
         stem: "imagenet" (first convolution at stride 2) or "cifar" (at stride
-            1, all else alike).
+            1, otherwise the same).
 
     Returns:
         keras.Model of normalised images `[B, H, W, 3]` that gives features
-        `[B, 1280]`: it pools maps of H/32, for stem="cifar" H/16.
+        `[B, 1280]`, pooled from maps of H/32; for stem="cifar" of H/16.
 
     Source: Tan and Le, ICML 2019, arXiv 1905.11946.
     """
@@ -101,7 +106,7 @@ def _block(
     y = _conv(width, 1, fan_in=expanded, name=f"{name}_project_conv")(y)
     y = _batch_norm(f"{name}_bn2")(y)
     if stride == 1 and width == inputs:
-        # One draw per image: it keeps or drops the whole branch.
+        # One draw per image keeps or drops its whole branch.
         y = keras.layers.Dropout(
             drop_connect,
             noise_shape=(None, 1, 1, 1),

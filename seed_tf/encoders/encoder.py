@@ -1,6 +1,12 @@
 """The encoder: images in, embeddings out."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from seed_tf.encoders.backbones import backbone as build_backbone
@@ -14,30 +20,30 @@ PAPER_DIM = 128  # width of the paper's embeddings
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 class Encoder(keras.Model):
-    """Backbone, average pooling and projection head, of raw RGB images.
+    """Backbone, average pooling and projection head, for raw RGB images.
 
-    Images `[B, H, W, 3]`, uint8 or float in [0, 255], become embeddings
-    `[B, embedding_dim]`, float32 and not normalised. The images' own
-    normalisation, `(images / 255 - mean) / std` in float32, is inside.
+    The encoder takes images `[B, H, W, 3]`, uint8 or float in [0, 255], and
+    gives embeddings `[B, D]` float32, which are not L2-normalised. It
+    normalises the images itself: `(images / 255 - mean) / std` in float32.
 
     Args:
         backbone: str, a name that `seed_tf.backbone` knows, or any
-            keras.Model of images that gives `[B, h, w, C]` or `[B, C]`. It
-            keeps its own dtype policy.
+            keras.Model of images that gives `[B, h, w, C]` or `[B, C]`. The
+            model keeps its own dtype policy.
         embedding_dim: positive int, D. Defaults to what the head gives: 128
             with a head, as in the paper, and C without one.
         head: "linear" (MoCo v1), "mlp" (dense, ReLU, dense: MoCo v2, SimCLR,
             SwAV, and the paper's students), or None: the embeddings are the
             pooled features.
         hidden_dim: positive int, width inside the "mlp" head. Defaults to C.
-        head_batch_norm: bool, BatchNorm before the "mlp" head's ReLU (SimCLR,
-            SwAV).
+        head_batch_norm: bool, whether the "mlp" head has BatchNorm before its
+            ReLU (SimCLR, SwAV).
         stem: see `seed_tf.backbone`, for a backbone given by name.
-        mean: three floats in units of [0, 1], one per channel. Defaults to
+        mean: three floats, one per channel, for images in [0, 1]. Defaults to
             ImageNet's.
-        std: three positive floats likewise. For a backbone with a
-            normalisation of its own, `mean=(0, 0, 0), std=(1 / 255,) * 3`
-            passes [0, 255] through as it is.
+        std: three positive floats, as `mean`. For a backbone that normalises
+            images itself, `mean=(0, 0, 0), std=(1 / 255,) * 3` leaves images
+            in [0, 255] as they are.
         image_size: positive int or None, the side in pixels of the images
             that the encoder is trained on. Export, search and evaluation take
             it as their default.
@@ -54,7 +60,7 @@ class Encoder(keras.Model):
 
     Raises:
         ValueError: if an argument is out of range, the backbone does not give
-            `[B, h, w, C]` or `[B, C]`, or images have not three channels.
+            `[B, h, w, C]` or `[B, C]`, or images do not have three channels.
 
     Example:
 
@@ -66,17 +72,17 @@ class Encoder(keras.Model):
 
     def __init__(
         self,
-        backbone,
+        backbone: str | keras.Model,
         *,
-        embedding_dim=None,
-        head="mlp",
-        hidden_dim=None,
-        head_batch_norm=False,
-        stem="imagenet",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        image_size=None,
-        name=None,
+        embedding_dim: int | None = None,
+        head: str | None = "mlp",
+        hidden_dim: int | None = None,
+        head_batch_norm: bool = False,
+        stem: str = "imagenet",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        image_size: int | None = None,
+        name: str | None = None,
         **kwargs,
     ):
         _check_head(embedding_dim, head, hidden_dim, head_batch_norm)
@@ -85,7 +91,7 @@ class Encoder(keras.Model):
                 "`mean` and `std` must be three floats each, `std` positive. "
                 f"Received: mean={mean}, std={std}."
             )
-        # Cast to 16 bits before their normalisation, images would be rounded.
+        # Keep images in float32: rounding before normalisation changes them.
         super().__init__(name=name, autocast=False, **kwargs)
         self.rescaling = keras.layers.Rescaling(
             scale=[1 / (255 * s) for s in std],
@@ -151,18 +157,22 @@ class Encoder(keras.Model):
         inputs = keras.Input((self.feature_dim,))
         return keras.Sequential([inputs, *layers], name="head")
 
-    def call(self, images, training=False):
+    def call(
+        self, images: np.ndarray | tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
         features = self.features(images, training=training)
         if self.head is None:
             return features
         return ops.cast(self.head(features, training=training), "float32")
 
-    def features(self, images, training=False):
-        """Pooled features, what probes, k-NN and exports use.
+    def features(
+        self, images: np.ndarray | tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """Returns pooled features, which probes, k-NN and exports use.
 
         Args:
             images: `[B, H, W, 3]`, uint8 or float, RGB in [0, 255].
-            training: bool, for BatchNorm and dropout.
+            training: bool, the mode of BatchNorm and dropout.
 
         Returns:
             `[B, C]` float32, before the projection head.
@@ -196,11 +206,11 @@ class Encoder(keras.Model):
         )
 
     @property
-    def image_size(self):
+    def image_size(self) -> int | None:
         return self._image_size
 
     @image_size.setter
-    def image_size(self, value):
+    def image_size(self, value: int | None):
         _check_positive("image_size", value)
         self._image_size = value
 
@@ -228,8 +238,8 @@ def _resolve(backbone, stem):
         )
     if stem != "imagenet":
         raise ValueError(
-            "`stem` is for a backbone given by name; this one has its own. "
-            f"Received: stem={stem!r}."
+            "`stem` is for a backbone given by name. Leave it out: this "
+            f"backbone is a model. Received: stem={stem!r}."
         )
     return backbone
 
@@ -242,12 +252,12 @@ def _symbolic_output(rescaling, backbone):
     """Builds a backbone; returns the KerasTensor that it gives."""
     images = keras.Input(batch_shape=_input_shape(backbone))
     output = backbone(rescaling(images))
-    output_shape = getattr(output, "shape", ())
+    output_shape: tuple = getattr(output, "shape", ())
     if len(output_shape) not in (2, 4) or output_shape[-1] is None:
         raise ValueError(
             "`backbone` must give one tensor, feature maps [B, h, w, C] or "
-            f"features [B, C]. Received: backbone {backbone.name!r}, which "
-            f"gives {output}."
+            f"features [B, C]. Received: backbone {backbone.name!r}, whose "
+            f"output is {output}."
         )
     return output
 

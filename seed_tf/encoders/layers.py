@@ -1,13 +1,15 @@
-"""PyTorch's conventions that Keras layers do not share by default."""
+"""PyTorch's conventions, where the defaults of Keras layers differ."""
+
+from __future__ import annotations
 
 import keras
 
 
-def torch_uniform(fan_in):
-    """Initial weights and biases of PyTorch's Linear and Conv2d.
+def torch_uniform(fan_in: int) -> keras.initializers.RandomUniform:
+    """Returns the initialiser of weights of PyTorch's Linear and Conv2d.
 
     Args:
-        fan_in: int, inputs that one output unit sees.
+        fan_in: int, number of inputs of one output unit.
 
     Returns:
         keras.initializers.RandomUniform in +-1/sqrt(fan_in).
@@ -16,16 +18,25 @@ def torch_uniform(fan_in):
     return keras.initializers.RandomUniform(-bound, bound)
 
 
-def conv_bn(x, filters, size, stride, conv, bn, *, depthwise=False):
-    """Convolution and BatchNorm as torchvision's ResNet has them.
+def conv_bn(
+    x: keras.KerasTensor,
+    filters: int,
+    size: int,
+    stride: int,
+    conv: str,
+    bn: str,
+    *,
+    depthwise: bool = False,
+) -> keras.KerasTensor:
+    """Adds a convolution and a BatchNorm, as in torchvision's ResNet.
 
-    Padding is `size // 2` on every side, where Keras "same" gives a strided
-    convolution of a map of even size less at the top and left. There is no
-    bias, and the weights start from N(0, 2 / (size^2 filters)).
+    Padding is `size // 2` on every side. (Keras's "same" pads less at the top
+    and left, where a strided convolution meets a map of even size.) There is
+    no bias, and the initial weights come from N(0, 2 / (size^2 filters)).
 
     Args:
         x: KerasTensor `[B, h, w, C]`.
-        filters: int, output channels; of a depthwise convolution C.
+        filters: int, output channels; C if `depthwise`.
         size: odd int, side of the kernel.
         stride: int.
         conv: str, name of the convolution.
@@ -57,10 +68,11 @@ def conv_bn(x, filters, size, stride, conv, bn, *, depthwise=False):
     return batch_norm(name=bn)(x)
 
 
-def batch_norm(**kwargs):
-    """`BatchNormalization` with PyTorch's momentum 0.1 and epsilon 1e-5.
+def batch_norm(**kwargs) -> keras.layers.BatchNormalization:
+    """Returns BatchNormalization with PyTorch's momentum 0.1, epsilon 1e-5.
 
-    Keras counts momentum the other way round, and moves its running variance
-    by the batch's variance over n values, where PyTorch divides by n - 1.
+    PyTorch's momentum 0.1 is Keras's 0.9. One difference stays: the variance
+    of a batch of n values is divided by n in Keras's running variance, and by
+    n - 1 in PyTorch's.
     """
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **kwargs)

@@ -1,5 +1,7 @@
 """MobileNetV3-Large in the layout of the authors' code."""
 
+from __future__ import annotations
+
 import keras
 
 from seed_tf.encoders.layers import conv_bn
@@ -25,22 +27,22 @@ _BLOCKS = (
 )
 
 
-def mobilenet_v3_large(name, *, stem):
-    """MobileNetV3-Large up to its 1280-wide layer, without its classifier.
+def mobilenet_v3_large(name: str, *, stem: str) -> keras.Model:
+    """Returns MobileNetV3-Large up to its 1280-wide layer.
 
-    As in the authors' code padding is symmetric, BatchNorm has epsilon 1e-5
-    and momentum 0.9 (in Keras's sense), squeeze-and-excitation stands before
-    the activation that follows the depthwise convolution, and dropout of 0.2
-    after the 1280-wide layer is active in distillation.
+    As in the authors' code, padding is symmetric, BatchNorm has epsilon 1e-5
+    and momentum 0.9 (in Keras's sense), and squeeze-and-excitation comes
+    between the depthwise convolution and its activation. Dropout of 0.2 after
+    the 1280-wide layer is active in distillation.
 
     Args:
         name: str.
         stem: "imagenet" (first convolution at stride 2) or "cifar" (at stride
-            1, all else alike).
+            1, otherwise the same).
 
     Returns:
         keras.Model of normalised images `[B, H, W, 3]` that gives features
-        `[B, 1280]`: it pools maps of H/32, for stem="cifar" H/16.
+        `[B, 1280]`, pooled from maps of H/32; for stem="cifar" of H/16.
 
     Source: Howard et al., ICCV 2019, arXiv 1905.02244.
     """
