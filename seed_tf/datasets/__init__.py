@@ -4,6 +4,18 @@ from seed_tf.datasets.corrupt import CorruptFiles
 from seed_tf.datasets.decoding import centre_crops
 from seed_tf.datasets.digits import digits
 from seed_tf.datasets.folders import image_files
-from seed_tf.datasets.loading import load
+from seed_tf.datasets.loading import Description, describe, load
+from seed_tf.datasets.sampler import Sampler
+from seed_tf.datasets.sources import Source
 
-__all__ = ["CorruptFiles", "centre_crops", "digits", "image_files", "load"]
+__all__ = [
+    "CorruptFiles",
+    "Description",
+    "Sampler",
+    "Source",
+    "centre_crops",
+    "describe",
+    "digits",
+    "image_files",
+    "load",
+]

@@ -67,7 +67,7 @@ class CorruptFiles:
             f"{len(files)} of {self.size} images cannot be read, more than "
             f"the {self.max_fraction:.3%} allowed: "
             f"{', '.join(listed[: self.shown])}{more or ''}. Mend or remove "
-            "them, or allow more by --max_corrupt_fraction."
+            "them, or raise `max_corrupt_fraction`."
         )
 
     def check(self):

@@ -1,12 +1,14 @@
 """Real images that come with a dependency: no download."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 
-def digits(split, *, image_size=16, seed=0):
+def digits(
+    split: str, *, image_size: int = 16, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1,797 handwritten digits, as RGB images.
 
     Grey values 0 to 16 become 0 to 255 and are repeated for the three
@@ -23,7 +25,7 @@ def digits(split, *, image_size=16, seed=0):
         Images `[N, S, S, 3]` uint8 and labels `[N]` int64, 0 to 9.
 
     Raises:
-        ValueError: if the split is neither.
+        ValueError: if the split is unknown.
 
     Source: UCI's "Optical Recognition of Handwritten Digits", test part.
     """
@@ -31,14 +33,26 @@ def digits(split, *, image_size=16, seed=0):
         raise ValueError(
             f'`split` must be "train" or "test". Received: split={split!r}.'
         )
+    train, test = _splits(seed)
+    pixels, labels = train if split == "train" else test
+    images = tf.image.resize(pixels, [image_size, image_size])
+    images = np.round(images).astype(np.uint8)
+    return np.repeat(images, 3, axis=-1), labels.copy()
+
+
+@functools.cache
+def _splits(seed):
+    """Pairs of images `[N, 8, 8, 1]` in [0, 255] and labels `[N]`."""
+    # Importing scikit-learn takes most of a second.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     pixels, labels = load_digits(return_X_y=True)
-    chosen = train_test_split(
+    images = pixels.reshape(-1, 8, 8, 1) * (255 / 16)
+    parts = train_test_split(
         np.arange(len(labels)),
         test_size=500,
         stratify=labels,
         random_state=seed,
-    )[split == "test"]
-    images = pixels[chosen].reshape(-1, 8, 8, 1) * (255 / 16)
-    images = tf.image.resize(images, [image_size, image_size])
-    images = np.round(images).astype(np.uint8)
-    return np.repeat(images, 3, axis=-1), labels[chosen].astype(np.int64)
+    )
+    return [(images[part], labels[part].astype(np.int64)) for part in parts]

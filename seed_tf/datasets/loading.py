@@ -1,39 +1,138 @@
 """One function from the name of a data set to batches of images."""
 
-import hashlib
-import os
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import tensorflow as tf
 
 from seed_tf.datasets import pipeline, sources
 from seed_tf.datasets.corrupt import CorruptFiles
-from seed_tf.datasets.digits import digits
 from seed_tf.datasets.sampler import Sampler
+from seed_tf.datasets.sources import Source, digest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Description:
+    """What `load` reads of a data set, and how images are cut.
+
+    Attributes:
+        source: `Source` of the images.
+        image_size: int, S, of whole images.
+        resize: int, what their shorter side is resized to before.
+        views: None, or the views whose first crop is decoded.
+    """
+
+    source: Source
+    image_size: int
+    resize: int
+    views: Any = None
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return self.source.size
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the images. They may take seconds."""
+        if self._arrays:
+            return digest(array.tobytes() for array in self._arrays)
+        return self.source.fingerprint()
+
+    @property
+    def squares(self) -> dict[str, int] | None:
+        """How whole images are cut, None where files are decoded to crops."""
+        if not self._arrays and getattr(self.views, "crops", None):
+            return None
+        return {"size": self.image_size, "of": self.resize}
+
+    def batches(
+        self,
+        sampler: Sampler,
+        *,
+        keys: Callable,
+        num_views: int = 1,
+        accompany: Callable | None = None,
+        corrupt: CorruptFiles | None = None,
+    ) -> tf.data.Dataset:
+        """Batches of (images, labels).
+
+        Args:
+            sampler: `Sampler`, which image is in which batch.
+            keys: as of `pipeline.crops`.
+            num_views: positive int, crops of each image.
+            accompany: as of `pipeline.decoded`.
+            corrupt: `CorruptFiles` to report to, as of `load`.
+        """
+        corrupt = corrupt or CorruptFiles()
+        corrupt.size = self.size
+        if self._arrays:
+            return pipeline.in_memory(self._arrays, sampler, accompany)
+        if self.squares:
+            decoder = pipeline.squares(self.image_size, self.resize)
+        else:
+            decoder = pipeline.crops(self.views, keys, num_views)
+        return pipeline.decoded(
+            self.source, sampler, decoder, corrupt, accompany
+        )
+
+    @functools.cached_property
+    def _arrays(self):
+        return self.source.arrays(self.image_size, self.resize)
+
+
+def describe(
+    name: str | Source,
+    *,
+    split: str = "train",
+    data_dir: str | None = None,
+    image_size: int = 224,
+    resize: int | None = None,
+    views: Any = None,
+    download: bool = False,
+) -> Description:
+    """Finds a data set. Arguments and errors are those of `load`.
+
+    >>> seed_tf.datasets.describe("digits", split="test", image_size=16).size
+    500
+    """
+    resize = resize or image_size
+    if not 1 <= image_size <= resize:
+        raise ValueError(
+            "`image_size` must be positive, and `resize` no smaller. "
+            f"Received: image_size={image_size}, resize={resize}."
+        )
+    source = name
+    if not isinstance(source, Source):
+        source = sources.find(name, data_dir, split, download)
+    return Description(source, image_size, resize, views)
 
 
 def load(
-    name,
+    name: str | Source,
     *,
-    split="train",
-    data_dir=None,
-    image_size=224,
-    resize=None,
-    batch_size=256,
-    shuffle=True,
-    seed=0,
-    labels=False,
-    drop_remainder=None,
-    views=None,
-    num_views=1,
-    epochs=1,
-    first_step=0,
-    shard=(0, 1),
-    held_out=0,
-    subset="train",
-    download=False,
-    corrupt=None,
-    view_cache=None,
-):
+    split: str = "train",
+    data_dir: str | None = None,
+    image_size: int = 224,
+    resize: int | None = None,
+    batch_size: int = 256,
+    shuffle: bool = True,
+    seed: int = 0,
+    labels: bool = False,
+    drop_remainder: bool | None = None,
+    views: Any = None,
+    num_views: int = 1,
+    epochs: int = 1,
+    first_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    held_out: int = 0,
+    subset: Literal["train", "held_out"] = "train",
+    download: bool = False,
+    corrupt: CorruptFiles | None = None,
+    view_cache: Any = None,
+) -> tf.data.Dataset:
     """Batches of square RGB images, with their labels if wanted.
 
     Which image is in which batch is a function of `seed`, the epoch and the
@@ -54,7 +153,7 @@ def load(
     Args:
         name: "digits", scikit-learn's, embedded (see `digits`); "folder", the
             image files below `data_dir`; "tsv", the authors' format in
-            `data_dir`; or the name of a TensorFlow data set.
+            `data_dir`; the name of a TensorFlow data set; or a `Source`.
         split: "train", "test", or what else the data set has. Of a folder it
             is the subfolder of that name; a folder without such subfolders is
             all "train". Of TFDS also a slice: "train[:10%]".
@@ -116,12 +215,6 @@ def load(
     >>> images.shape, images.dtype
     (TensorShape([256, 16, 16, 3]), tf.uint8)
     """
-    resize = resize or image_size
-    if not 1 <= image_size <= resize:
-        raise ValueError(
-            "`image_size` must be positive, and `resize` no smaller. "
-            f"Received: image_size={image_size}, resize={resize}."
-        )
     for argument, value in {
         "batch_size": batch_size,
         "epochs": epochs,
@@ -133,27 +226,23 @@ def load(
             )
     if view_cache and num_views > 1:
         raise ValueError(
-            "`view_cache` holds what a teacher makes of the very view that the "
-            "student sees: both see one view, `num_views=1`. Received: "
-            f"num_views={num_views}. Leave out --same_view=False, or "
-            "--view_cache."
+            "`view_cache` needs `num_views=1`: teacher and student must see "
+            f"the same view. Received: num_views={num_views}. Use "
+            "`same_view=True`, or no `view_cache`."
         )
-    data_dir = data_dir and os.path.expanduser(data_dir)
-    source = memory = None
-    if name == "digits":
-        memory = _centre(digits(split, image_size=resize), image_size)
-    elif name == "folder":
-        source = sources.folder(data_dir, split)
-    elif name == "tsv":
-        source = sources.tsv(data_dir, split)
-    else:
-        source = sources.tfds(name, data_dir, split, download)
-    if labels and source and source.unlabelled:
-        raise ValueError(
-            f"`labels` needs a label for every image, but {source.unlabelled}."
-        )
-    order = _order(
-        total=len(memory[0]) if memory else source.size,
+    description = describe(
+        name,
+        split=split,
+        data_dir=data_dir,
+        image_size=image_size,
+        resize=resize,
+        views=views,
+        download=download,
+    )
+    if labels:
+        description.source.check_labelled()
+    sampler = _sampler(
+        total=description.size,
         data=f"split {split!r} of {name!r}",
         batch_size=batch_size,
         drop_remainder=shuffle if drop_remainder is None else drop_remainder,
@@ -165,33 +254,27 @@ def load(
         held_out=held_out,
         subset=subset,
     )
-    corrupt = corrupt or CorruptFiles()
-    corrupt.size = order.total
-    keys, accompany = pipeline.live_keys(seed, order.rows, num_views), None
+    keys, accompany = pipeline.live_keys(seed, sampler.rows, num_views), None
     if view_cache:
-        keys, num_views = pipeline.given_keys, view_cache.views_per_batch
-
-        def accompany(step, index):
-            epoch = step // order.steps_per_epoch
-            return view_cache.accompany(seed, epoch, index)
-
-    decoder = None
-    if not memory:
-        decoder = pipeline.crops(views, keys, num_views)
-    if view_cache:
-        view_cache.check_views(
-            views, None if decoder else {"size": image_size, "of": resize}
-        )
+        view_cache.check_views(views, description.squares)
         view_cache.check_images(
             (name, split, data_dir),
-            order.total,
-            source.fingerprint if source else lambda: _fingerprint(memory),
+            description.size,
+            lambda: description.fingerprint,
         )
-    if memory:
-        batches = pipeline.in_memory(memory, order, accompany)
-    else:
-        decoder = decoder or pipeline.squares(image_size, resize)
-        batches = pipeline.decoded(source, order, decoder, corrupt, accompany)
+        keys = pipeline.given_keys
+
+        def accompany(step, index):
+            epoch = step // sampler.steps_per_epoch
+            return view_cache.accompany(seed, epoch, index)
+
+    batches = description.batches(
+        sampler,
+        keys=keys,
+        num_views=num_views,
+        accompany=accompany,
+        corrupt=corrupt,
+    )
 
     def element(images, numbers):
         if labels:
@@ -205,15 +288,15 @@ def load(
         tf.data.experimental.AutoShardPolicy.OFF
     )
     batches = batches.map(element).with_options(options)
-    steps = order.epochs * order.steps_per_epoch - order.first_step
+    steps = sampler.epochs * sampler.steps_per_epoch - sampler.first_step
     batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def _order(
+def _sampler(
     *, total, data, batch_size, first_step, shard, held_out, subset, **options
 ):
-    """The `Sampler` that the arguments of `load` mean."""
+    """Returns the `Sampler` for the arguments of `load`."""
     index, count = shard
     if not 0 <= index < count or batch_size % count:
         raise ValueError(
@@ -231,7 +314,7 @@ def _order(
         )
     train = subset == "train"
     share = batch_size // count
-    order = Sampler(
+    sampler = Sampler(
         total=total,
         start=held_out if train else 0,
         size=total - held_out if train else held_out,
@@ -241,30 +324,15 @@ def _order(
         first_step=first_step,
         **options,
     )
-    if not order.steps_per_epoch:
+    if not sampler.steps_per_epoch:
         raise ValueError(
             "A batch must not be larger than the data set. Received: "
-            f"batch_size={batch_size}, {order.size} images in {data}."
+            f"batch_size={batch_size}, {sampler.size} images in {data}."
         )
-    steps = order.epochs * order.steps_per_epoch
+    steps = sampler.epochs * sampler.steps_per_epoch
     if not 0 <= first_step <= steps:
         raise ValueError(
             f"`first_step` must be in [0, {steps}], the batches of all epochs. "
             f"Received: first_step={first_step}."
         )
-    return order
-
-
-def _fingerprint(arrays):
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _centre(arrays, size):
-    """Cuts the central squares out of square images."""
-    images, labels = arrays
-    start = round((images.shape[1] - size) / 2)
-    end = start + size
-    return images[:, start:end, start:end], labels
+    return sampler

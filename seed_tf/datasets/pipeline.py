@@ -1,6 +1,6 @@
-"""From an order and a source to batches of images.
+"""From a sampler and a source to batches of images.
 
-Every row of a batch stays where the order puts it, also if there is no image
+Every row of a batch stays where the sampler puts it, also if there is no image
 for it, or a bad one. So what a batch holds never depends on the batches before.
 """
 
@@ -89,36 +89,36 @@ def crops(views, keys, num_views):
     return Decoder(draws, decode, shapes)
 
 
-def in_memory(arrays, order, accompany=None):
+def in_memory(arrays, sampler, accompany=None):
     """Batches of (images, labels) from arrays `[N, S, S, 3]` and `[N]`.
 
     Args:
         arrays: pair of arrays.
-        order: `Order`.
+        sampler: `Sampler`.
         accompany: as of `decoded`.
     """
     images, labels = (tf.constant(array) for array in arrays)
 
     @_plain
     def batch(step):
-        index = order.indices(step)
-        if not order.drop_remainder:
-            index = index[order.places(step) < order.size]
+        index = sampler.indices(step)
+        if not sampler.drop_remainder:
+            index = index[sampler.places(step) < sampler.size]
         along = accompany(step, index)[0] if accompany else {}
         return _with(along, tf.gather(images, index)), tf.gather(labels, index)
 
-    return order.steps.map(batch, tf.data.AUTOTUNE)
+    return sampler.steps.map(batch, tf.data.AUTOTUNE)
 
 
-def decoded(source, order, decoder, corrupt, accompany=None):
+def decoded(source, sampler, decoder, corrupt, accompany=None):
     """Batches of (images, labels) from files; images as `load` describes.
 
-    Bad rows are left out of the batch or, with `order.drop_remainder`, give
+    Bad rows are left out of the batch or, with `sampler.drop_remainder`, give
     way to the next good row.
 
     Args:
         source: `Source`.
-        order: `Order`.
+        sampler: `Sampler`.
         decoder: `Decoder`.
         corrupt: `CorruptFiles` to report to.
         accompany: None, or a function of a step and its images' numbers
@@ -128,7 +128,7 @@ def decoded(source, order, decoder, corrupt, accompany=None):
     """
     blank = [np.zeros(shape, np.uint8) for shape in decoder.shapes]
 
-    first, end = order.rows
+    first, end = sampler.rows
 
     def read(present, record, draws):
         try:
@@ -160,13 +160,13 @@ def decoded(source, order, decoder, corrupt, accompany=None):
         def chosen():
             index = tf.where(good)[:, 0]
             checks = [_check(corrupt.verdict)]
-            if order.drop_remainder:
+            if sampler.drop_remainder:
                 message = "No image of a batch can be read, see the log."
                 checks.append(
                     tf.debugging.Assert(tf.size(index) > 0, [message])
                 )
             with tf.control_dependencies(checks):
-                if order.drop_remainder:
+                if sampler.drop_remainder:
                     places = tf.range(end - first, dtype=index.dtype)
                     after = tf.searchsorted(index, places)
                     index = tf.gather(index, after % tf.size(index))
@@ -178,7 +178,7 @@ def decoded(source, order, decoder, corrupt, accompany=None):
 
     @_plain
     def place(step, record):
-        present, along = order.places(step) < order.size, {}
+        present, along = sampler.places(step) < sampler.size, {}
         if accompany:
             along, known = accompany(step, record[0])
             present &= known
@@ -189,7 +189,7 @@ def decoded(source, order, decoder, corrupt, accompany=None):
         images = images[0] if len(images) == 1 else images
         return _with(along, images), labels
 
-    batches = tf.data.Dataset.zip(order.steps, source.records(order))
+    batches = tf.data.Dataset.zip(sampler.steps, source.records(sampler))
     batches = batches.map(place, tf.data.AUTOTUNE)
     images = batches.unbatch().map(read_row, tf.data.AUTOTUNE)
     batches = images.batch(end - first, drop_remainder=True).map(only_good)

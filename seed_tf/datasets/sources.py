@@ -1,121 +1,266 @@
 """Where images lie: in memory, in folders, in the authors' TSV, in TFDS.
 
-Each function finds a data set, refuses one that cannot be read, and returns a
-`Source`; nothing is decoded here.
+A source opens a data set, refuses one that cannot be read, and decodes
+nothing. It owns the images' labels, names and fingerprints. A new format needs
+a new subclass of `Source` and, to be found by name, a line in `find`.
 """
 
+import abc
 import base64
-import dataclasses
 import difflib
+import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from seed_tf import random
+from seed_tf.datasets.digits import digits
 from seed_tf.datasets.folders import ImageFolder, check_folder
-from seed_tf.datasets.sampler import permute
+from seed_tf.datasets.sampler import Sampler, permute
 
 _WINDOW = 2048  # records that are shuffled at a time
+_BLOCK = 256  # records read at a time where all are read once
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Encoded images, of which any can be found.
+class Source(abc.ABC):
+    """The images of one split of a data set, encoded, any of them at hand.
+
+    A subclass sets `size` and defines `fetch`, `name` and `contents`. The
+    other methods have defaults that suit images found by their number.
 
     Attributes:
         size: int, images.
-        unlabelled: str, why not every image has a label; empty if all have.
-            An image without one has label -1.
-        records: function of an `Order` to a tf.data.Dataset that yields, for
-            every batch, a tuple of tensors with a row for each image: what
-            `fetch` and `name` take. The first is the image's number, from 0.
-        fetch: Python function of a record to the file's bytes and its label.
-        name: Python function of a record to what to call it in messages.
-        fingerprint: function without arguments to 16 hexadecimal digits of
-            the images' order, names and sizes in bytes. It may take seconds.
+        unlabelled: str, why some images have no label; empty if all have one.
+            An image without a label has label -1.
     """
 
     size: int
-    unlabelled: str
-    records: Callable
-    fetch: Callable
-    name: Callable
-    fingerprint: Callable = None
+    unlabelled: str = ""
+
+    @abc.abstractmethod
+    def fetch(self, *record: Any) -> tuple[bytes, int]:
+        """Returns the file and the label of a record of `records`."""
+
+    @abc.abstractmethod
+    def name(self, *record: Any) -> str:
+        """Returns what messages call the image of a record of `records`."""
+
+    @abc.abstractmethod
+    def contents(self) -> Iterable[Any]:
+        """Yields what identifies the images, wherever they are copied to.
+
+        Usually the names and sizes of the files, in order.
+        """
+
+    def versions(self) -> Iterable[Any]:
+        """Yields what changes if an image or a label is changed in place."""
+        return self.contents()
+
+    def records(self, sampler: Sampler) -> tf.data.Dataset:
+        """Batches of records, one for each image that the sampler chooses.
+
+        A record is a tuple, a batch a tuple of tensors with a row for each
+        record. The first element of a record is the image's number, from 0.
+        """
+        return sampler.steps.map(lambda step: (sampler.indices(step),))
+
+    def arrays(
+        self, image_size: int, resize: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Images and labels where they fit in memory, None otherwise.
+
+        Returns:
+            None, or central squares `[N, S, S, 3]` uint8 of images resized to
+            `resize`, and labels `[N]` int64.
+        """
+        return None
+
+    def files(self) -> Iterator[tuple[bytes, int]]:
+        """Yields the file and the label of each image, in order."""
+        for record in self._all_records():
+            data, label = self.fetch(*record)
+            yield data, int(label)
+
+    def path(self, number: int) -> str | None:
+        """The path of an image's own file, None if it has none."""
+        return None
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """`[N]` int64. No image is decoded."""
+        return np.array([label for _, label in self.files()], np.int64)
+
+    @property
+    def num_classes(self) -> int:
+        return 1 + int(self.labels.max())
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names by label, empty where classes only have numbers."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of `contents`. It may take seconds."""
+        return digest(self.contents())
+
+    def check_labelled(self) -> None:
+        """Raises ValueError unless every image has a label."""
+        if self.unlabelled:
+            raise ValueError(
+                "`labels` needs a label for every image, but "
+                f"{self.unlabelled}."
+            )
+
+    def _all_records(self):
+        """Yields the record of each image, in order."""
+        left = self.size
+        batches = self.records(Sampler.once(left, _BLOCK))
+        for batch in batches.as_numpy_iterator():
+            # Places of the last batch beyond the last image hold anything.
+            yield from list(zip(*batch, strict=True))[:left]
+            left -= _BLOCK
 
 
-def folder(path, split):
+def find(
+    name: str, data_dir: str | None, split: str, download: bool = False
+) -> Source:
+    """Opens a data set by its name, as `load` takes it."""
+    path = data_dir and os.path.expanduser(data_dir)
+    if name == "digits":
+        return Digits(split)
+    if name == "folder":
+        return Folder(path, split)
+    if name == "tsv":
+        return TSV(path, split)
+    return TFDS(name, path, split, download)
+
+
+class Digits(Source):
+    """scikit-learn's digits, see `seed_tf.datasets.digits`."""
+
+    def __init__(self, split: str):
+        self._split = split
+        # 8 pixels are the original size.
+        self._images, self.labels = digits(split, image_size=8)
+        self.size = len(self.labels)
+
+    def arrays(self, image_size, resize):
+        images, labels = digits(self._split, image_size=resize)
+        start = round((resize - image_size) / 2)
+        end = start + image_size
+        return images[:, start:end, start:end], labels
+
+    def fetch(self, number):
+        image = tf.io.encode_png(self._images[number])
+        return image.numpy(), self.labels[number]
+
+    def name(self, number):
+        return f"digit {number}"
+
+    def contents(self):
+        return self._images.tobytes(), self.labels.tobytes()
+
+
+class Folder(Source):
     """Image files below a folder, in class folders or not, see `load`."""
-    files = ImageFolder(path, split)
 
-    def fetch(index):
-        path, label = files[index]
+    def __init__(self, path: str | None, split: str):
+        self._root, self._split = path, split
+        self._files = ImageFolder(path, split)
+        self.size, self.unlabelled = self._files.size, self._files.unlabelled
+
+    def fetch(self, number):
+        path, label = self._files[number]
         with open(path, "rb") as file:
             return file.read(), label
 
-    def facts():
-        for index in range(files.size):
-            file, _ = files[index]
-            name = file.removeprefix(path).lstrip(os.sep)
-            yield name, os.stat(file).st_size
+    def name(self, number):
+        return self.path(number)
 
-    return Source(
-        size=files.size,
-        unlabelled=files.unlabelled,
-        records=_numbers,
-        fetch=fetch,
-        name=lambda index: files[index][0],
-        fingerprint=lambda: _digest(facts()),
-    )
+    def path(self, number):
+        return self._files[number][0]
+
+    def contents(self):
+        for number in range(self.size):
+            path = self.path(number)
+            name = path.removeprefix(self._root).lstrip(os.sep)
+            yield name, os.stat(path).st_size
+
+    def versions(self):
+        for number in range(self.size):
+            path, label = self._files[number]
+            name = os.path.relpath(path, self._root)
+            yield name, int(label), *_status(path)
+
+    @functools.cached_property
+    def labels(self):
+        return np.array([self._files[i][1] for i in range(self.size)])
+
+    @property
+    def class_names(self):
+        names = {}
+        for label, number in zip(
+            *np.unique(self.labels, return_index=True), strict=True
+        ):
+            path = os.path.relpath(self.path(number), self._root)
+            parts = path.split(os.sep)
+            names[int(label)] = parts[parts[0] == self._split]
+        return names
 
 
-def tsv(path, split):
+class TSV(Source):
     """The authors' format: a row per image, tab-separated.
 
     Column 1 (from 0) is the label, the last is the image file in base64; the
     first is a key that is not read. `path` is a folder with `<split>.tsv`, or
     a file, which is the split "train". The byte offsets of the rows are taken
-    from a `.lineidx` file beside it, one per line; without, the file is read
-    through once.
+    from a `.lineidx` file beside it, one per line. Without that file, the rows
+    are read once to find the offsets.
     """
-    file = path or ""
-    if split != "train" or not file.endswith(".tsv"):
-        check_folder(path)
-        file = os.path.join(path, f"{split}.tsv")
-    if not os.access(file, os.R_OK):
-        raise ValueError(
-            f"Unknown split {split!r}: no readable file {file!r}. Expected "
-            f"`data_dir` to be a folder with {split}.tsv."
-        )
-    offsets = _row_offsets(file)
-    if not len(offsets):
-        raise ValueError(f"No images: {file!r} is empty.")
 
-    def fetch(number):
-        with open(file, "rb") as rows:
-            rows.seek(offsets[number])
+    def __init__(self, path: str | None, split: str):
+        file = path or ""
+        if split != "train" or not file.endswith(".tsv"):
+            check_folder(path)
+            file = os.path.join(path, f"{split}.tsv")
+        if not os.access(file, os.R_OK):
+            raise ValueError(
+                f"Unknown split {split!r}: no readable file {file!r}. Expected "
+                f"`data_dir` to be a folder with {split}.tsv."
+            )
+        self._file, self._offsets = file, _row_offsets(file)
+        self.size = len(self._offsets)
+        if not self.size:
+            raise ValueError(f"No images: {file!r} is empty.")
+        self.fetch(0)
+
+    def fetch(self, number):
+        with open(self._file, "rb") as rows:
+            rows.seek(self._offsets[number])
             columns = rows.readline().split(b"\t")
         if len(columns) < 3:
             raise ValueError(
-                f"Expected rows of key, label, ..., base64 image in {file!r}. "
+                "Expected rows of key, label, ..., base64 image in "
+                f"{self._file!r}. "
                 f"Received: {len(columns)} columns in row {number}."
             )
         return base64.b64decode(columns[-1]), np.int64(columns[1])
 
-    fetch(0)
-    return Source(
-        size=len(offsets),
-        unlabelled="",
-        records=_numbers,
-        fetch=fetch,
-        name=lambda number: f"{file} row {number}",
-        fingerprint=lambda: _digest([os.stat(file).st_size, *offsets.tolist()]),
-    )
+    def name(self, number):
+        return f"{self._file} row {number}"
+
+    def contents(self):
+        return [os.stat(self._file).st_size, *self._offsets.tolist()]
+
+    def versions(self):
+        return [_status(self._file)]
 
 
-def tfds(name, data_dir, split, download=False):
+class TFDS(Source):
     """A data set that TensorFlow Datasets has prepared, in TFRecord files.
 
     Its records lie one after the other in files. An epoch reads the files in
@@ -128,79 +273,106 @@ def tfds(name, data_dir, split, download=False):
         split: as TFDS takes it, also slices: "train[:10%]".
         download: bool, prepare it if it is not.
     """
-    builder = _builder(name, data_dir, download)
-    import tensorflow_datasets as tfds
 
-    info = builder.info
-    try:
-        parts = info.splits[split].file_instructions
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"Unknown split {split!r} of {name!r}. "
-            f"Expected one of {', '.join(info.splits)}, or a slice of one."
-        ) from None
-    if info.file_format.value != "tfrecord":
-        raise ValueError(
-            f"{name!r} must be prepared as TFRecord files. "
-            f"Received: {info.file_format.value}."
-        )
-    features = dict(info.features.items())
-    images = [
-        k for k, f in features.items() if isinstance(f, tfds.features.Image)
-    ]
-    if not images:
-        raise ValueError(
-            f"{name!r} has no images. Received: features {', '.join(features)}."
-        )
-    image = "image" if "image" in images else images[0]
-    labelled = isinstance(features.get("label"), tfds.features.ClassLabel)
-    wanted = [image, "label"] if labelled else [image]
-    features = tfds.decode.PartialDecoding(wanted).extract_features(
-        info.features
-    )
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None,
+        split: str,
+        download: bool = False,
+    ):
+        builder = _builder(name, data_dir, download)
+        import tensorflow_datasets as tfds
 
-    def parse(number, example, name):
-        example = features.deserialize_example(
-            example, decoders={image: tfds.decode.SkipDecoding()}
-        )
-        label = example.get("label", tf.constant(-1, tf.int64))
-        return number, example[image], label, name
+        self._info = info = builder.info
+        try:
+            self._parts = info.splits[split].file_instructions
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"Unknown split {split!r} of {name!r}. "
+                f"Expected one of {', '.join(info.splits)}, or a slice of one."
+            ) from None
+        if info.file_format.value != "tfrecord":
+            raise ValueError(
+                f"{name!r} must be prepared as TFRecord files. "
+                f"Received: {info.file_format.value}."
+            )
+        features = dict(info.features.items())
+        images = [
+            k for k, f in features.items() if isinstance(f, tfds.features.Image)
+        ]
+        if not images:
+            raise ValueError(
+                f"{name!r} has no images. "
+                f"Received: features {', '.join(features)}."
+            )
+        image = "image" if "image" in images else images[0]
+        self.size = sum(part.take for part in self._parts)
+        wanted, label = [image], features.get("label")
+        if isinstance(label, tfds.features.ClassLabel):
+            wanted.append("label")
+        else:
+            self.unlabelled = f'{name!r} has no feature "label"'
+        decoding = tfds.decode.PartialDecoding(wanted)
+        features = decoding.extract_features(info.features)
 
-    def records(order):
-        return _streamed(_part(parts, order), order, parse)
+        def parse(number, example, name):
+            example = features.deserialize_example(
+                example, decoders={image: tfds.decode.SkipDecoding()}
+            )
+            label = example.get("label", tf.constant(-1, tf.int64))
+            return number, example[image], label, name
 
-    return Source(
-        size=sum(part.take for part in parts),
-        unlabelled="" if labelled else f'{name!r} has no feature "label"',
-        records=records,
-        fetch=lambda number, data, label, name: (data, label),
-        name=lambda number, data, label, name: name.decode(),
-        fingerprint=lambda: _digest(
-            [info.full_name]
-            + [
-                (os.path.basename(part.filename), part.skip, part.take)
-                + (os.stat(part.filename).st_size,)
-                for part in parts
-            ]
-        ),
-    )
+        self._parse = parse
+
+    def records(self, sampler):
+        return _streamed(_part(self._parts, sampler), sampler, self._parse)
+
+    def fetch(self, number, data, label, name):
+        return data, label
+
+    def name(self, number, data, label, name):
+        return name.decode()
+
+    def contents(self):
+        yield self._info.full_name
+        for part in self._parts:
+            size = os.stat(part.filename).st_size
+            name = os.path.basename(part.filename)
+            yield name, part.skip, part.take, size
+
+    def versions(self):
+        yield (self._info.full_name,)
+        for part in self._parts:
+            name = os.path.basename(part.filename)
+            yield name, part.skip, part.take, *_status(part.filename)
+
+    @functools.cached_property
+    def labels(self):
+        batches = self.records(Sampler.once(self.size, 1024))
+        labels = batches.map(lambda number, data, label, name: label)
+        # Places of the last batch beyond the last image hold anything.
+        return np.concatenate(list(labels.as_numpy_iterator()))[: self.size]
+
+    @property
+    def num_classes(self):
+        return self._info.features["label"].num_classes
+
+    @property
+    def class_names(self):
+        return dict(enumerate(self._info.features["label"].names))
 
 
-def _numbers(order):
-    """Records of a source that finds an image by its number."""
-    return order.steps.map(lambda step: (order.indices(step),))
-
-
-def _part(parts, order):
+def _part(parts, sampler):
     """Files of the subset: name, records to skip and take, first's number.
 
     What is held out lies at the end.
     """
-    start = order.total - order.start - order.size
+    start = sampler.total - sampler.start - sampler.size
     files, number = [], 0
     for part in parts:
         first = min(max(start - number, 0), part.take)
-        last = min(max(start - number + order.size, 0), part.take)
+        last = min(max(start - number + sampler.size, 0), part.take)
         if last > first:
             skip = part.skip + first
             files.append((part.filename, skip, last - first, number + first))
@@ -208,7 +380,7 @@ def _part(parts, order):
     return files
 
 
-def _streamed(files, order, parse):
+def _streamed(files, sampler, parse):
     """Records of files that are read from their beginning, batch for batch."""
     names, *numbers = zip(*files, strict=True)
     names = tf.constant(names)
@@ -229,18 +401,18 @@ def _streamed(files, order, parse):
 
     def shuffled_files(epoch):
         def place(i):
-            return permute(i, order.key(epoch), len(files))
+            return permute(i, sampler.key(epoch), len(files))
 
         return tf.data.Dataset.range(len(files)).map(place)
 
     def shuffle_window(epoch, number, window):
         size = tf.shape(window[0], tf.int64)[0]
-        key = random.fold_in(order.key(epoch), number)
+        key = random.fold_in(sampler.key(epoch), number)
         index = permute(tf.range(size), key, size)
         return tuple(tf.gather(x, index) for x in window)
 
     def read_epoch(epoch):
-        if order.shuffle:
+        if sampler.shuffle:
             dataset = shuffled_files(epoch).interleave(
                 read,
                 cycle_length=16,
@@ -254,14 +426,16 @@ def _streamed(files, order, parse):
             ).unbatch()
         else:
             dataset = tf.data.Dataset.range(len(files)).flat_map(read)
-        first = tf.maximum(order.first_step - epoch * order.steps_per_epoch, 0)
-        dataset = dataset.skip(first * order.batch_size)
+        first = tf.maximum(
+            sampler.first_step - epoch * sampler.steps_per_epoch, 0
+        )
+        dataset = dataset.skip(first * sampler.batch_size)
         dataset = dataset.map(parse, tf.data.AUTOTUNE, deterministic=True)
-        dataset = dataset.batch(order.batch_size, order.drop_remainder)
+        dataset = dataset.batch(sampler.batch_size, sampler.drop_remainder)
         return dataset.map(own_rows)
 
     def own_rows(*batch):
-        start, end = order.rows
+        start, end = sampler.rows
 
         def padded(rows):
             rows = rows[start:end]
@@ -270,8 +444,8 @@ def _streamed(files, order, parse):
 
         return tuple(map(padded, batch))
 
-    first_epoch = order.first_step // order.steps_per_epoch
-    epochs = tf.data.Dataset.range(first_epoch, order.epochs)
+    first_epoch = sampler.first_step // sampler.steps_per_epoch
+    epochs = tf.data.Dataset.range(first_epoch, sampler.epochs)
     return epochs.flat_map(read_epoch)
 
 
@@ -306,11 +480,19 @@ def _builder(name, data_dir, download):
     )
 
 
-def _digest(facts):
-    digest = hashlib.sha256()
-    for fact in facts:
-        digest.update(repr(fact).encode())
-    return digest.hexdigest()[:16]
+def digest(things: Iterable[Any]) -> str:
+    """16 hexadecimal digits of bytes, and of the `repr` of anything else."""
+    found = hashlib.sha256()
+    for thing in things:
+        found.update(
+            thing if isinstance(thing, bytes) else repr(thing).encode()
+        )
+    return found.hexdigest()[:16]
+
+
+def _status(path):
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def _row_offsets(file):

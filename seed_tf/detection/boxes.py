@@ -31,7 +31,7 @@ def load_boxes(
     """
     check_size(image_size)
     # Its checks; images alone would be read from here.
-    sources.tfds(name, data_dir, split, download)
+    sources.TFDS(name, data_dir, split, download)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)

@@ -2,20 +2,14 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import shutil
 
 import numpy as np
 import tensorflow as tf
 
-from seed_tf import (
-    datasets,
-    random,
-)
-from seed_tf.datasets import sources
-from seed_tf.datasets.folders import ImageFolder
-from seed_tf.datasets.sampler import Sampler
+from seed_tf import datasets, random
+from seed_tf.datasets.sources import Source, digest, find
 from seed_tf.evaluation.labels import label_fraction
 from seed_tf.images import shorter_side
 
@@ -60,12 +54,9 @@ class LabelledImages:
             "batch_size": self.batch_size,
             "shuffle": False,
             "labels": True,
-            "download": self.download,
             **options,
         }
-        return datasets.load(
-            self.dataset, split=self.split, data_dir=self.data_dir, **options
-        )
+        return datasets.load(self._source, **options)
 
     def training(self, view, *, epochs, batch_size, seed=0, **options):
         """Augmented batches of all epochs, each in another order.
@@ -121,79 +112,31 @@ class LabelledImages:
                 break
         return np.stack([wanted[int(i)] for i in indices])
 
-    @functools.cached_property
-    def labels(self):
+    @property
+    def labels(self) -> np.ndarray:
         """`[N]` int64, read without decoding an image."""
-        self.load()  # its checks
-        if self.dataset == "folder":
-            files = self._folder
-            return np.array([files[i][1] for i in range(files.size)])
-        if self.dataset == "digits":
-            return datasets.digits(self.split, image_size=8)[1]
-        if self.dataset == "tsv":
-            return np.array([label for _, label in self._files()], np.int64)
-        source = sources.tfds(self.dataset, self._path, self.split)
-        batches = source.records(Sampler.once(source.size, 1024))
-        labels = batches.map(lambda number, data, label, name: label)
-        # The last batch's places beyond the last image hold anything.
-        return np.concatenate(list(labels.as_numpy_iterator()))[: source.size]
+        self._source.check_labelled()
+        return self._source.labels
 
     @property
-    def num_classes(self):
-        if self.dataset in ("folder", "digits", "tsv"):
-            return 1 + int(self.labels.max())
-        return self._tfds_info.features["label"].num_classes
+    def num_classes(self) -> int:
+        return self._source.num_classes
 
     @property
-    def class_names(self):
-        """Dict of labels to names, empty where classes have numbers alone."""
-        if self.dataset in ("digits", "tsv"):
-            return {}
-        if self.dataset != "folder":
-            return dict(enumerate(self._tfds_info.features["label"].names))
-        names = {}
-        for label, i in zip(
-            *np.unique(self.labels, return_index=True), strict=True
-        ):
-            path = os.path.relpath(self._folder[i][0], self._path)
-            parts = path.split(os.sep)
-            names[int(label)] = parts[parts[0] == self.split]
-        return names
+    def class_names(self) -> dict[int, str]:
+        """Names by label, empty where classes only have numbers."""
+        return self._source.class_names
 
     @functools.cached_property
-    def fingerprint(self):
-        """16 hexadecimal digits that tell these images from any others.
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify these images.
 
-        They are of the files' names, sizes and times (of TFDS also version
-        and split), their labels, and how images are cut.
+        They depend on the files' names, sizes and times (of TFDS also on
+        version and split), the labels, and how images are cut.
         """
-        self.load()  # its checks
-        digest = hashlib.sha256()
-
-        def add(*facts):
-            digest.update(repr(facts).encode())
-
-        add(self.dataset, self.split, self.image_size, self.resize)
-        if self.dataset == "folder":
-            files = self._folder
-            for i in range(files.size):
-                path, label = files[i]
-                add(os.path.relpath(path, self._path), int(label), *_stat(path))
-        elif self.dataset == "digits":
-            images, labels = datasets.digits(self.split, image_size=8)
-            digest.update(images.tobytes() + labels.tobytes())
-        elif self.dataset == "tsv":
-            path = self._path
-            if os.path.isdir(path):
-                path = os.path.join(path, f"{self.split}.tsv")
-            add(*_stat(path))
-        else:
-            info = self._tfds_info
-            add(info.full_name)
-            for part in info.splits[self.split].file_instructions:
-                name = os.path.basename(part.filename)
-                add(name, part.skip, part.take, *_stat(part.filename))
-        return digest.hexdigest()[:16]
+        self._source.check_labelled()
+        cut = self.dataset, self.split, self.image_size, self.resize
+        return digest([cut, *self._source.versions()])
 
     def fraction(self, fraction, folder, seed=0):
         """A share of every class's images, see `label_fraction`.
@@ -226,15 +169,17 @@ class LabelledImages:
             ValueError: if these are no class folders, a name is no image's,
                 or a class has none.
         """
-        if self.dataset != "folder":
+        source = self._source
+        if source.path(0) is None:
             raise ValueError(
                 "A list of image names needs a folder of class folders. "
                 f"Received: dataset {self.dataset!r}."
             )
         with open(path, encoding="utf-8") as file:
             names = set(filter(None, map(str.strip, file)))
-        files = self._folder
-        numbers = {os.path.basename(files[i][0]): i for i in range(files.size)}
+        numbers = {
+            os.path.basename(source.path(i)): i for i in range(source.size)
+        }
         if unknown := sorted(names - set(numbers)):
             raise ValueError(
                 f"{len(unknown)} of {len(names)} names in {path!r} are no "
@@ -245,8 +190,8 @@ class LabelledImages:
         missing = np.setdiff1d(labels, labels[chosen])
         if len(missing) or not len(chosen):
             raise ValueError(
-                f"{path!r} names no image of {len(missing)} classes, of which "
-                f"the first is class {missing[0]}."
+                f"{path!r} names no image of {len(missing)} classes. The first "
+                f"is class {missing[0]}."
             )
         return self._subset(chosen, folder)
 
@@ -260,14 +205,12 @@ class LabelledImages:
         ]
         for path in classes:  # also of labels that no image has
             os.makedirs(path)
-        if self.dataset == "folder":
-            files = self._folder
+        if self._source.path(0):
             for i in chosen:
-                path, label = files[i]
+                path = self._source.path(i)
                 name = f"{i:08}{os.path.splitext(path)[1]}"
-                os.symlink(
-                    os.path.abspath(path), os.path.join(classes[label], name)
-                )
+                link = os.path.join(classes[labels[i]], name)
+                os.symlink(os.path.abspath(path), link)
         else:
             wanted = set(chosen.tolist())
             for i, (data, label) in enumerate(self._files()):
@@ -281,42 +224,14 @@ class LabelledImages:
         )
 
     @functools.cached_property
-    def _folder(self):
-        return ImageFolder(self._path, self.split)
-
-    @functools.cached_property
-    def _tfds_info(self):
-        import tensorflow_datasets as tfds
-
-        return tfds.builder(
-            self.dataset, data_dir=self._path, try_gcs=False
-        ).info
-
-    @property
-    def _path(self):
-        return self.data_dir and os.path.expanduser(self.data_dir)
+    def _source(self) -> Source:
+        return find(self.dataset, self.data_dir, self.split, self.download)
 
     def _files(self):
-        """Yields the bytes and the label of every image file."""
-        if self.dataset == "digits":
-            images, labels = datasets.digits(self.split, image_size=self.resize)
-            for image, label in zip(images, labels, strict=True):
-                yield tf.io.encode_png(image).numpy(), int(label)
-            return
-        if self.dataset == "tsv":
-            source = sources.tsv(self._path, self.split)
+        """Yields the file and the label of each image."""
+        arrays = self._source.arrays(self.resize, self.resize)
+        if arrays is None:
+            yield from self._source.files()
         else:
-            source = sources.tfds(self.dataset, self._path, self.split)
-        left, size = source.size, 256
-        order = Sampler.once(left, size)
-        for batch in source.records(order).as_numpy_iterator():
-            # The last batch's places beyond the last image hold anything.
-            for record in list(zip(*batch, strict=True))[:left]:
-                data, label = source.fetch(*record)
-                yield data, int(label)
-            left -= size
-
-
-def _stat(path):
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+            for image, label in zip(*arrays, strict=True):
+                yield tf.io.encode_png(image).numpy(), int(label)

@@ -276,27 +276,12 @@ class _Builder:
 
     def _batches(self, listing, pending, batch_size, corrupt):
         """Batches of squares, and of the numbers of their files."""
-
-        def fetch(place):
-            number = pending[place]
-            file = os.path.join(listing.root, listing.paths[number])
-            with open(file, "rb") as f:
-                return f.read(), number
-
-        source = Source(
-            size=len(pending),
-            unlabelled="",
-            records=lambda order: order.steps.map(
-                lambda step: (order.indices(step),)
-            ),
-            fetch=fetch,
-            name=lambda place: listing.paths[pending[place]],
-        )
-        order = Sampler.once(source.size, batch_size)
+        source = _Pending(listing, pending)
+        sampler = Sampler.once(source.size, batch_size)
         squares = pipeline.squares(
             self._config["image_size"], self._config["resize"]
         )
-        return pipeline.decoded(source, order, squares, corrupt).prefetch(2)
+        return pipeline.decoded(source, sampler, squares, corrupt).prefetch(2)
 
     def _assemble(self, listing, here, earlier, old_keys, summary):
         """Writes the new index beside the old, whole or not at all."""
@@ -336,6 +321,25 @@ class _Builder:
                 os.replace(os.path.join(self._ready, name), self._file(name))
         shutil.rmtree(self._shards, ignore_errors=True)
         os.rmdir(self._ready)
+
+
+class _Pending(Source):
+    """The listed files of some numbers. Their labels are these numbers."""
+
+    def __init__(self, listing, numbers):
+        self._listing, self._numbers = listing, numbers
+        self.size = len(numbers)
+
+    def fetch(self, place):
+        path = os.path.join(self._listing.root, self.name(place))
+        with open(path, "rb") as file:
+            return file.read(), self._numbers[place]
+
+    def name(self, place):
+        return self._listing.paths[self._numbers[place]]
+
+    def contents(self):
+        return map(self.name, range(self.size))
 
 
 def _found(numbers):

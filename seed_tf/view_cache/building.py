@@ -1,5 +1,6 @@
 """Computes a teacher's embeddings of fixed views, once, into a folder."""
 
+import dataclasses
 import glob
 import itertools
 import math
@@ -17,6 +18,7 @@ from seed_tf import (
 )
 from seed_tf.acceleration import precision
 from seed_tf.acceleration.folded_teacher import FoldedTeacher
+from seed_tf.datasets import pipeline
 from seed_tf.embeddings import l2_normalise
 from seed_tf.io.files import (
     as_json,
@@ -97,15 +99,17 @@ def build(
     teacher_precision = (
         teacher_precision or precision.default_teacher_precision(0.01)
     )
-    plan = _Plan(seed, views_per_image)
-    batches = _Batches(name, views, images, plan, data)
+    corrupt = data.pop("corrupt", None)
+    data = datasets.describe(name, views=views, **data)
+    fixed = cache.FixedViews(seed, views_per_image)
+    batches = _Batches(data, fixed, images, corrupt)
     samples = views(noise_image(), seeds=tf.zeros([1, 2], tf.uint32))
     samples = samples if isinstance(samples, (tuple, list)) else [samples]
     dim = check_encoder(teacher, "teacher", samples)
     config = {
         "teacher": provenance.of_teacher(teacher),
-        "views": plan.views,
-        "images": plan.images,
+        "views": provenance.of_views(views, data.squares),
+        "images": {"number": data.size, "fingerprint": data.fingerprint},
         "seed": seed,
         "views_per_image": views_per_image,
         "embeddings_per_view": sum(len(x) for x in samples),
@@ -120,46 +124,30 @@ def build(
         return cache.ViewCache(path)
 
 
-class _Plan(cache.FixedViews):
-    """Stands for the cache to be made: all views of every image, by number.
-
-    Attributes:
-        views, images: what `datasets.load` said of them.
-    """
-
-    def __init__(self, seed, views_per_image):
-        super().__init__(seed, views_per_image)
-        self.views_per_batch = views_per_image
-
-    def accompany(self, seed, epoch, index):
-        numbers = tf.range(self.views_per_image, dtype=tf.int64)
-        keys = self.keys(index[:, None], numbers)
-        return {"keys": keys, "index": index}, tf.ones_like(index, tf.bool)
-
-    def check_views(self, views, squares=None):
-        self.views = provenance.of_views(views, squares)
-
-    def check_images(self, where, size, fingerprint):
-        self.images = {"number": size, "fingerprint": fingerprint()}
-        self.check_images = lambda *_: None  # known
-
-
 class _Batches:
-    """The images in their order, each with all of its keys."""
+    """The images in their order, each with the keys of all its views."""
 
-    def __init__(self, name, views, batch_size, plan, data):
+    def __init__(self, data, fixed, batch_size, corrupt):
+        self._data, self._fixed, self._corrupt = data, fixed, corrupt
         self._size = batch_size
-        self._load = lambda first: datasets.load(
-            name,
-            views=views,
-            view_cache=plan,
-            batch_size=batch_size,
-            shuffle=False,
-            first_step=first,
-            **data,
-        )
         self._all = self._load(0)
         self.spec = self._all.element_spec
+
+    def _load(self, first):
+        sampler = datasets.Sampler.once(self._data.size, self._size)
+        batches = self._data.batches(
+            dataclasses.replace(sampler, first_step=first),
+            keys=pipeline.given_keys,
+            num_views=self._fixed.views_per_image,
+            accompany=self._accompany,
+            corrupt=self._corrupt,
+        )
+        return batches.map(lambda batch, _: batch).prefetch(tf.data.AUTOTUNE)
+
+    def _accompany(self, step, index):
+        numbers = tf.range(self._fixed.views_per_image, dtype=tf.int64)
+        keys = self._fixed.keys(index[:, None], numbers)
+        return {"keys": keys, "index": index}, tf.ones_like(index, tf.bool)
 
     def __call__(self, start, end):
         """Batches of the images of these numbers, multiples of `SHARD`."""

@@ -95,8 +95,6 @@ class ViewCache(FixedViews):
     >>> seed.fit(batches)  # doctest: +SKIP
     """
 
-    views_per_batch = 1  # of each image
-
     def __init__(self, path):
         self.path = os.path.abspath(os.path.expanduser(path))
         try:

@@ -165,7 +165,7 @@ class ManyFilesTest(parameterized.TestCase):
         corrupt = datasets.CorruptFiles(max_fraction=0.005)
         message = (
             r"6 of 1008 images cannot be read, more than the 0.500% allowed: "
-            r".*\.(jpg|png|webp) \(.*--max_corrupt_fraction"
+            r".*\.(jpg|png|webp) \(.*`max_corrupt_fraction`"
         )
         dataset = self.load(corrupt=corrupt, shuffle=False)
         with self.assertRaises(tf.errors.InvalidArgumentError) as raised:

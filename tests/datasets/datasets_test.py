@@ -582,9 +582,7 @@ class OrderTest(parameterized.TestCase):
         name = {"tfds": "colours"}.get(source, source)
         path = {"folder": "folder"}.get(source, "")
         with (
-            mock.patch.object(
-                datasets.loading, "digits", lambda *_, **__: self.digits
-            ),
+            mock.patch.object(sources, "digits", lambda *_, **__: self.digits),
             mock.patch.object(sources, "_WINDOW", 30),
         ):
             dataset = datasets.load(
