@@ -169,7 +169,7 @@ class CompatibilityTest(parameterized.TestCase):
         embeddings = self.folder / "index" / "embeddings.npy"
         os.utime(embeddings, (1, 1))
         updated = search.build(
-            index, photos, encoder, write=lambda line: None, **note["build"]
+            index, photos, encoder, log=lambda line: None, **note["build"]
         )
         self.assertLen(updated, 12)
         self.assertEqual(embeddings.stat().st_mtime, 1)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 from unittest import mock
 
@@ -235,6 +236,25 @@ class ExplainTest(PublishedTestCase):
         printed = explanation(path, images=folder, image_size=32)
         self.assertIn("Embeddings of 1 images: norm", printed)
         self.assertNotIn("cosine", printed)
+
+
+@needs_torch
+class NetworksTest(absltest.TestCase):
+    def test_they_need_no_tensorflow(self):
+        """`benchmarks.step_gpu` runs them on a machine that has none."""
+        program = (
+            "import sys\n"
+            "sys.modules.update(tensorflow=None, keras=None)\n"
+            "from seed_tf.conversion import torch_networks\n"
+            "print(torch_networks.backbone('resnet18').width)"
+        )
+        printed = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=pathlib.Path(__file__).resolve().parents[2],
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(printed.stdout, "512\n", printed.stderr)
 
 
 class DocsTest(absltest.TestCase):
