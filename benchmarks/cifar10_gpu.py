@@ -1,7 +1,7 @@
 """The study of `benchmarks.cifar10`, longer, on a GPU without TensorFlow.
 
 XLA compiles for the GPU what TensorFlow traced elsewhere: whole training steps,
-with views, both towers, loss, queue and optimiser. Where TensorFlow is,
+with views, both networks, loss, queue and optimiser. Where TensorFlow is,
 
     python -m benchmarks.cifar10_gpu --data_dir=cifar10 \\
         --output=runs/cifar10_gpu --write=programs

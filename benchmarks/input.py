@@ -134,8 +134,8 @@ def pipelines(folder):
         "whole images": {"image_size": FLAGS.size},
         "crops, and the rest of the view": {"views": view},
     }
-    tower = Trainer(views=view)
-    finish = tf.function(tower.augment, reduce_retracing=True)
+    trainer = Trainer(views=view)
+    finish = tf.function(trainer.augment, reduce_retracing=True)
     rates = {name: [] for name in ways}
     for repeat in range(FLAGS.repeats):
         for name, options in ways.items():

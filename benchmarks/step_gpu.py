@@ -5,7 +5,7 @@
     python -m benchmarks.step_gpu --run=folder
 
 The first writes whole training steps as XLA programs (`benchmarks.hlo_step`):
-views, both towers, loss, queue, optimiser. The second runs each alone and tells
+views, both networks, loss, queue, optimiser. The second runs each alone and tells
 the kernels that take longest. The third runs them in turns with the authors'
 algorithm in PyTorch (`benchmarks.torch_seed`), which gets views ready in the
 GPU's memory. The contenders of a case are compiled at once and share that

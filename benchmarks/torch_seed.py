@@ -28,8 +28,8 @@ class Options:
 
     Attributes:
         channels_last: bool, memory format of images and weights.
-        autocast: bool, both towers in automatic bfloat16.
-        compile: bool, towers and loss by torch.compile.
+        autocast: bool, both networks in automatic bfloat16.
+        compile: bool, networks and loss by torch.compile.
         teacher: "float32", or "bfloat16" for its weights and arithmetic.
         fold: bool, the teacher's BatchNorm folded into its convolutions.
         fused: bool, the optimiser as one kernel.

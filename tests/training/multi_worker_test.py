@@ -56,7 +56,8 @@ SCRIPT = textwrap.dedent(
                     student, views=views, queue_size=50, shuffle_groups=2)
             else:
                 model = seed_tf.SEED(
-                    student, tower(8), views=views, queue_size=50)
+                    student=student, teacher=tower(8), views=views,
+                    queue_size=50)
             if synchronise:
                 devices.synchronise_batch_norm(student)
             model.compile(seed_tf.training.SGD(0.1), **options)
