@@ -49,6 +49,8 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
     """
 
     trained_parts: tuple[str, ...] = ()
+    train_function: Callable | None
+    test_function: Callable | None
 
     def __init__(
         self,
@@ -354,8 +356,8 @@ def check_encoder(
         )
     for view in views:
         embeddings = encoder(view, training=False)
-        shape = getattr(embeddings, "shape", None)
-        if shape is None or len(shape) != 2:
+        shape: tuple = getattr(embeddings, "shape", ())
+        if len(shape) != 2:
             raise ValueError(
                 f"`{role}` must give embeddings [B, D]; wrap a backbone in "
                 "seed_tf.Encoder to pool and project its features. "

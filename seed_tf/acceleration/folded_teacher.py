@@ -89,12 +89,14 @@ class FoldedTeacher:
             self._copy, self._whole = None, model
             self.dtype = model.compute_dtype
             return
-        if dtype == "float32" or not _stands(network, dtype):
-            dtype = None
+        shorter = dtype != "float32" and _stands(network, dtype)
         self._pairs = _pairs(network)
         with precision.no_16_bits():
             self._copy = self._whole = _clone(
-                network, self._pairs, dtype, hardware or machine.current()
+                network,
+                self._pairs,
+                dtype if shorter else None,
+                hardware or machine.current(),
             )
             if is_encoder:
                 config = model.get_config() | {"backbone": self._copy}

@@ -46,6 +46,7 @@ def replacement(
         another class, a subclass that computes something else included.
     """
     kind, name = type(layer), "call"
+    function: Callable
     if _normalises_as_keras(layer):
         function = _batch_norm
         if isinstance(layer, GroupedBatchNormalization):
@@ -214,7 +215,7 @@ def _compiled(function):
         # XLA would round after each operation, which takes longer.
         dtype = tensors[0].dtype
         if dtype.size == 2:
-            tensors = [tf.cast(x, tf.float32) for x in tensors]
+            tensors = tuple(tf.cast(x, tf.float32) for x in tensors)
         return tf.cast(function(*tensors), dtype)
 
     def call(*tensors):

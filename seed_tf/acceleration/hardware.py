@@ -30,7 +30,9 @@ class Hardware:
         return f"{device} {'with' if self.bfloat16 else 'without'} bfloat16"
 
 
-_assumed = contextvars.ContextVar("seed_tf_hardware", default=None)
+_assumed: contextvars.ContextVar[Hardware | None] = contextvars.ContextVar(
+    "seed_tf_hardware", default=None
+)
 
 
 def current() -> Hardware:

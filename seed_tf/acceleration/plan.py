@@ -88,8 +88,8 @@ class Acceleration:
                 f"Received: acceleration={plan!r}."
             )
         self.plan = plan
-        self._networks = []
-        self._teacher = None
+        self._networks: list[keras.Model] = []
+        self._teacher: FoldedTeacher | None = None
 
     def add(self, network: keras.Model) -> None:
         """Notes a network that the training step calls, for `str`."""

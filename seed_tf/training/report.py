@@ -18,7 +18,7 @@ CURVES = {  # labels by metric, in the order of the panels
     "accuracy": "contrastive accuracy",
     "agreement": "neighbours shared with teacher",
     "knn": "k-NN top-1",
-    "cosine": "cosine between student and teacher, or query and key",
+    "cosine": "cosine to the target",
     "spread": "spread of embeddings",
     "teacher_neighbours": "neighbours in the target",
     "student_neighbours": "neighbours in student's softmax",
