@@ -1,62 +1,37 @@
-"""Every experiment of the paper by name, as plain data.
+"""Every experiment of the paper by name, as configurations of runs.
 
     python -m experiments.distill --recipe=list
     python -m experiments.distill --recipe=seed_resnet18_from_resnet50_mocov2 \\
         --teacher=moco_v2_200ep_pretrain.pth.tar --data_dir=imagenet \\
         --output=runs/resnet18
 
-What all of them share is said by the defaults of `Recipe`; and by those of
-`training.SGD`, which are the paper's too: momentum 0.9. All are evaluated
-alike, see `ELSEWHERE`. A recipe of one's own is another one with something
-replaced:
+The defaults of `DistillConfig` and `PretrainConfig` are what all recipes share,
+with those of `training.SGD`, which are the paper's too: momentum 0.9. All are
+evaluated alike, see `ELSEWHERE`. To change a setting, replace it:
 
-    recipe = dataclasses.replace(get("mocov2_resnet18"), epochs=800)
+    config = dataclasses.replace(get("mocov2_resnet18").config, epochs=800)
 
 Numbers are the paper's, only where a source confirms them; None elsewhere.
 None of these was run here on ImageNet.
+
+Names and settings need no TensorFlow: only `build` and `build_views` import it.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import difflib
+import typing
 
-import keras
-
-from seed_tf import losses
-from seed_tf.encoders import Encoder, backbone
-from seed_tf.moco import MoCo
-from seed_tf.seed import SEED
-from seed_tf.views import (
-    moco_v1,
-    moco_v2,
-    multi_crop,
-    simclr,
-    small_patches,
-    swav,
+from seed_tf.config import (
+    DistillConfig,
+    PretrainConfig,
+    RunConfig,
+    ViewsConfig,
+    types_of,
 )
 
-
-def swav_small_patches(size, *, flip=True):
-    """One view and six small ones of each image, 96 pixels where it has 224."""
-    return multi_crop(
-        swav(size, flip=flip), small_patches(round(size * 96 / 224), flip=flip)
-    )
-
-
-# Functions of the view's size, and of `flip`.
-VIEWS = {
-    "moco_v1": moco_v1,
-    "moco_v2": moco_v2,
-    "simclr": simclr,
-    "swav": swav,
-    "swav_small_patches": swav_small_patches,
-}
-OBJECTIVES = {
-    "similarity_distillation": None,  # SEED's own, with its health metrics
-    "l2": losses.l2,
-    "binary_contrastive": losses.binary_contrastive,
-    "kmeans_clustering": losses.kmeans_clustering,
-    "online_clustering": losses.online_clustering,
-}
+Settings = typing.TypeVar("Settings", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,91 +70,68 @@ class Paper:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One training, with the paper's settings as defaults.
+    """An experiment of the paper.
 
     Attributes:
-        student: str, the network to train, as `seed_tf.backbone` names it.
+        config: `DistillConfig`, or `PretrainConfig` for MoCo v2 alone.
         teacher: `Teacher`, or None for MoCo v2 alone.
-        views: str, a key of `VIEWS`: those that the teacher was trained with.
-        image_size: int, pixels.
-        epochs: int.
-        batch_size: int.
-        learning_rate: float, peak per 256 images; cosine to 0 after it.
-        warmup_epochs: float.
-        weight_decay: float, coupled, on every weight.
-        precision: str, policy of the networks; losses are float32 always.
-        queue_size: int, K.
-        temperature: float, of the trained network's softmax.
-        teacher_temperature: float, of the target's softmax.
-        objective: str, a key of `OBJECTIVES`.
-        same_view: bool, whether teacher and student see one view of an image.
-        hidden_dim: int, width of the student's head; None: the backbone's.
-        embedding_dim: int, of MoCo. A student's is its teacher's.
-        momentum: float, of MoCo's key encoder.
         paper: `Paper`.
         note: str, what else one should know.
     """
 
-    student: str
+    config: DistillConfig | PretrainConfig
     teacher: Teacher | None = None
-    views: str = "moco_v2"
-    image_size: int = 224
-    epochs: int = 200
-    batch_size: int = 256
-    learning_rate: float = 0.03
-    warmup_epochs: float = 5.0
-    weight_decay: float = 1e-4
-    precision: str = "mixed_float16"
-    queue_size: int = 65536
-    temperature: float = 0.2
-    teacher_temperature: float = 0.01
-    objective: str = "similarity_distillation"
-    same_view: bool = True
-    hidden_dim: int | None = None
-    embedding_dim: int = 128
-    momentum: float = 0.999
     paper: Paper = Paper()
     note: str = ""
 
-    @property
-    def launcher(self):
-        """The module of `experiments` that runs it."""
-        return "distill" if self.teacher else "pretrain"
 
-    def flags(self):
-        """Its settings as flags of that launcher: dict of names to values."""
-        shared = (
-            *("views", "image_size", "epochs", "batch_size", "learning_rate"),
-            *("warmup_epochs", "weight_decay", "precision", "queue_size"),
-        )
-        settings = {name: getattr(self, name) for name in shared}
-        if self.teacher is None:
-            return settings | {
-                "encoder": self.student,
-                "temperature": self.temperature,
-                "embedding_dim": self.embedding_dim,
-                "momentum": self.momentum,
-            }
-        return settings | {
-            "student": self.student,
-            "student_temperature": self.temperature,
-            "teacher_temperature": self.teacher_temperature,
-            "objective": self.objective,
-            "same_view": self.same_view,
-            "hidden_dim": self.hidden_dim,
-        }
-
-
-def build(recipe, teacher=None, *, views=None, stem="imagenet", seed=0):
-    """An untrained model of a recipe.
+def configure(
+    kind: type[Settings], config: Settings | None = None, **settings
+) -> Settings:
+    """The configuration of a run, from defaults or a recipe and what changes.
 
     Args:
-        recipe: `Recipe`.
+        kind: `DistillConfig` or `PretrainConfig`.
+        config: configuration to start from; by default that of the recipe
+            that `settings` name, or else the default settings.
+        **settings: settings that replace the others.
+
+    Raises:
+        ValueError: if a setting is out of range, or if the recipe is unknown
+            or another command's.
+    """
+    name = settings.get("recipe")
+    if config is None and name is not None:
+        config = get(name).config
+    config = config or kind()
+    if not isinstance(config, kind):
+        raise ValueError(
+            f"Expected settings of {kind.command}. Received: "
+            f"{config.recipe or config!r}, which {config.command} runs."
+        )
+    unknown = sorted(settings.keys() - types_of(kind).keys())
+    if unknown:
+        raise TypeError(
+            f"{kind.command} has no argument {', '.join(map(repr, unknown))}."
+        )
+    return dataclasses.replace(config, **settings)
+
+
+def build_views(config: ViewsConfig):
+    """The `seed_tf.views.View` or `MultiCrop` that a configuration names."""
+    from seed_tf import views
+
+    return getattr(views, config.views)(config.image_size, flip=config.flip)
+
+
+def build(config: DistillConfig | PretrainConfig, teacher=None, *, views=None):
+    """An untrained model of a configuration.
+
+    Args:
+        config: `DistillConfig` or `PretrainConfig`.
         teacher: keras.Model, trained, see `checkpoints.load_encoder`; None
             for MoCo v2 alone.
-        views: as of `SEED`; by default the recipe's.
-        stem: see `seed_tf.backbone`.
-        seed: int.
+        views: as of `SEED`; by default the configuration's.
 
     Returns:
         `SEED` or `MoCo`, to be compiled.
@@ -189,49 +141,64 @@ def build(recipe, teacher=None, *, views=None, stem="imagenet", seed=0):
 
     Example:
 
-    >>> recipe = dataclasses.replace(get("mocov2_resnet18"), queue_size=64)
-    >>> build(recipe, stem="cifar").queue_size
+    >>> config = get("mocov2_resnet18").config
+    >>> config = dataclasses.replace(config, queue_size=64, stem="cifar")
+    >>> build(config).queue_size
     64
     """
+    import keras
+
+    from seed_tf import losses
+    from seed_tf.encoders import Encoder, backbone
+    from seed_tf.moco import MoCo
+    from seed_tf.seed import SEED
+
     if views is None:
-        views = VIEWS[recipe.views](recipe.image_size)
-    network = backbone(recipe.student, stem=stem)
-    shared = {"views": views, "queue_size": recipe.queue_size, "seed": seed}
-    if teacher is None:
-        encoder = Encoder(network, embedding_dim=recipe.embedding_dim)
+        views = build_views(config)
+    shared = {
+        "views": views,
+        "queue_size": config.queue_size,
+        "seed": config.seed,
+    }
+    if isinstance(config, PretrainConfig):
+        network = backbone(config.encoder, stem=config.stem)
         return MoCo(
-            encoder,
-            temperature=recipe.temperature,
-            momentum=recipe.momentum,
+            Encoder(network, embedding_dim=config.embedding_dim),
+            temperature=config.temperature,
+            momentum=config.momentum,
             **shared,
         )
-    images = keras.Input((recipe.image_size, recipe.image_size, 3))
+    network = backbone(config.student, stem=config.stem)
+    images = keras.Input((config.image_size, config.image_size, 3))
     student = Encoder(
         network,
         embedding_dim=teacher(images).shape[-1],
-        hidden_dim=recipe.hidden_dim,
+        hidden_dim=config.hidden_dim,
     )
+    objective = None  # SEED's own, with its health metrics
+    if config.objective != "similarity_distillation":
+        objective = getattr(losses, config.objective)
     return SEED(
         student=student,
         teacher=teacher,
-        student_temperature=recipe.temperature,
-        teacher_temperature=recipe.teacher_temperature,
-        objective=OBJECTIVES[recipe.objective],
-        same_view=recipe.same_view,
+        student_temperature=config.student_temperature,
+        teacher_temperature=config.teacher_temperature,
+        objective=objective,
+        same_view=config.same_view,
         **shared,
     )
 
 
-def difference(teacher, expected):
-    """Tells whether a network is not the teacher of a recipe.
+def difference(teacher, expected: Teacher) -> str | None:
+    """Compares a network with the teacher of a recipe.
 
     Args:
         teacher: keras.Model.
         expected: `Teacher`.
 
     Returns:
-        str, a sentence to warn with; None if depth, width and head are those
-        of the recipe's.
+        str, a warning; None if the network has the depth, width and head of
+        the recipe's teacher.
     """
     name = getattr(teacher, "backbone", teacher).name
     layers = getattr(getattr(teacher, "head", None), "layers", ())
@@ -241,8 +208,8 @@ def difference(teacher, expected):
     return (
         f"The recipe's teacher is {expected.architecture} by {expected.method} "
         f"({expected.checkpoint}). This one is {name} with a head of "
-        f"{', '.join(head) or 'no layers'}: its student does not stand beside "
-        "the paper's."
+        f"{', '.join(head) or 'no layers'}: do not compare its student "
+        "with the paper's."
     )
 
 
@@ -263,8 +230,8 @@ _RESNET50 = Teacher(
 _RESNET152 = Teacher(
     "resnet152",
     "moco_v2",
-    "README: ResNet-152, MoCo v2; of 200 and 800 epochs, and which of them "
-    "the paper's rows used is not confirmed",
+    "README: ResNet-152, MoCo v2, 200 or 800 epochs; no source confirms which "
+    "one the paper's rows used",
     74.1,
 )
 _RESNET50W2 = Teacher(
@@ -275,12 +242,18 @@ _RESNET50W4 = Teacher(
 )
 
 
-def _alone(student, *results, **settings):
-    return Recipe(student, paper=Paper(*results), **settings)
+def _alone(encoder, *results, note="", **settings):
+    config = PretrainConfig(
+        encoder=encoder, precision="mixed_float16", **settings
+    )
+    return Recipe(config, paper=Paper(*results), note=note)
 
 
-def _seed(student, teacher, *results, **settings):
-    return Recipe(student, teacher, paper=Paper(*results), **settings)
+def _seed(student, teacher, *results, note="", **settings):
+    config = DistillConfig(
+        student=student, precision="mixed_float16", **settings
+    )
+    return Recipe(config, teacher, Paper(*results), note)
 
 
 def _patches(student, teacher, *results, **settings):
@@ -372,10 +345,14 @@ _SMALL_PATCHES = {
     ),
 }
 
-# Ablations. The paper ran these kinds; which student, and which values, it
-# ran them with is not confirmed: both are chosen here, hence no numbers.
+# Ablations. The paper ran these kinds. Its students and values are not
+# confirmed: both are chosen here, hence no numbers.
 
-_BASE = _seed("resnet18", _RESNET50)
+
+def _ablation(teacher=_RESNET50, **settings):
+    return _seed("resnet18", teacher, **settings)
+
+
 _METHODS = {
     # The teacher's method: its checkpoint and its views.
     "mocov1": (
@@ -400,62 +377,58 @@ _METHODS = {
 }
 
 _ABLATIONS = {
-    "seed_resnet18_from_resnet50_mocov2_wide_head": dataclasses.replace(
-        _BASE,
+    "seed_resnet18_from_resnet50_mocov2_wide_head": _ablation(
         hidden_dim=2048,
         note="An unofficial reproduction: 60.3, for 58.0 with hidden_dim=512.",
     ),
     **{
-        f"ablation_teacher_temperature_{value}": dataclasses.replace(
-            _BASE, teacher_temperature=float(value)
+        f"ablation_teacher_temperature_{value}": _ablation(
+            teacher_temperature=float(value)
         )
         for value in ("0.0001", "0.001", "0.01", "0.03", "0.1", "0.3")
     },
     **{
-        f"ablation_queue_{size}": dataclasses.replace(_BASE, queue_size=size)
+        f"ablation_queue_{size}": _ablation(queue_size=size)
         for size in (256, 1024, 4096, 16384, 65536)
     },
     **{
-        f"ablation_objective_{name}": dataclasses.replace(_BASE, objective=name)
+        f"ablation_objective_{name}": _ablation(objective=name)
         for name in (
             *("similarity_distillation", "l2", "binary_contrastive"),
             *("kmeans_clustering", "online_clustering"),
         )
     },
     **{
-        f"ablation_learning_rate_{value}": dataclasses.replace(
-            _BASE, learning_rate=float(value)
-        )
+        f"ablation_learning_rate_{value}": _ablation(learning_rate=float(value))
         for value in ("0.01", "0.03", "0.1", "0.3")
     },
     **{
-        f"ablation_weight_decay_{value}": dataclasses.replace(
-            _BASE, weight_decay=float(value)
-        )
+        f"ablation_weight_decay_{value}": _ablation(weight_decay=float(value))
         for value in ("0.00001", "0.0001", "0.001")
     },
-    "ablation_views_same": _BASE,
-    "ablation_views_different": dataclasses.replace(
-        _BASE, same_view=False, note="The paper: the same view is better."
+    "ablation_views_same": _ablation(),
+    "ablation_views_different": _ablation(
+        same_view=False, note="The paper: the same view is better."
     ),
     **{
-        f"ablation_teacher_{name}": dataclasses.replace(
-            _BASE, teacher=teacher, views=views
-        )
+        f"ablation_teacher_{name}": _ablation(teacher, views=views)
         for name, (teacher, views) in _METHODS.items()
     },
 }
 
 RECIPES = {
-    **_ALONE,
-    **_FROM_RESNET50,
-    **_FROM_RESNET152,
-    **_SMALL_PATCHES,
-    **_ABLATIONS,
+    name: dataclasses.replace(
+        recipe, config=dataclasses.replace(recipe.config, recipe=name)
+    )
+    for rows in (
+        *(_ALONE, _FROM_RESNET50, _FROM_RESNET152),
+        *(_SMALL_PATCHES, _ABLATIONS),
+    )
+    for name, recipe in rows.items()
 }
 
-# What is no training without labels: how the recipes are evaluated, and other
-# rows of the paper. Each takes an encoder that one of the recipes trained.
+# How the recipes are evaluated, and the paper's other rows. Each takes an
+# encoder that one of the recipes trained.
 _EVALUATE = "experiments.evaluate --encoder=<run> --protocol="
 ELSEWHERE = {
     "linear probe, top-1 and top-5": (
@@ -479,12 +452,12 @@ ELSEWHERE = {
 }
 
 
-def names():
+def names() -> list[str]:
     """Names of all recipes, in the order of the paper's tables."""
     return list(RECIPES)
 
 
-def get(name):
+def get(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
@@ -498,8 +471,41 @@ def get(name):
     if name not in RECIPES:
         near = difflib.get_close_matches(str(name), RECIPES, n=3, cutoff=0.4)
         raise ValueError(
-            "`recipe` must be one of those that --recipe=list prints. "
+            "`recipe` must be one of seed_tf.recipes.names(), which a command "
+            "prints with `recipe=list`. "
             f"Received: recipe={name!r}."
             + (f" The closest: {', '.join(near)}." if near else "")
         )
     return RECIPES[name]
+
+
+def table() -> str:
+    """All recipes beside the paper's numbers, as text to print."""
+    from seed_tf.reporting import tables
+
+    def number(value):
+        pair = isinstance(value, tuple)
+        return "-".join(map(str, value)) if pair else value
+
+    rows = [
+        {
+            "recipe": name,
+            "views": recipe.config.views,
+            "epochs": recipe.config.epochs,
+            "top-1": number(recipe.paper.top1),
+            "top-5": recipe.paper.top5,
+            "1 %": recipe.paper.one_percent,
+            "10 %": recipe.paper.ten_percent,
+        }
+        for name, recipe in RECIPES.items()
+    ]
+    notes = "\n".join(f"{k}: {v.note}" for k, v in RECIPES.items() if v.note)
+    elsewhere = "\n".join(f"{row}: {how}" for row, how in ELSEWHERE.items())
+    return (
+        f"{tables.table(rows, list(rows[0]))}\n\n{notes}\n\n"
+        "The numbers are the paper's, on ImageNet: linear probes (top-1, "
+        "top-5), and top-1\nwith 1 % and 10 % of the labels. A dash means that "
+        "no source confirms a number.\nNone of the recipes was run here. "
+        "pretrain runs mocov2_..., distill all others."
+        f"\n\nWith a trained encoder:\n{elsewhere}"
+    )

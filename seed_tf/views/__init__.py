@@ -22,6 +22,7 @@ from seed_tf.views.pipelines import (
     simclr,
     small_patches,
     swav,
+    swav_small_patches,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "simclr",
     "small_patches",
     "swav",
+    "swav_small_patches",
 ]

@@ -329,5 +329,12 @@ def small_patches(size=96, *, scale=(0.05, 0.14), flip=True):
     return swav(size, scale=scale, flip=flip)
 
 
+def swav_small_patches(size=224, *, flip=True):
+    """A view and six small ones of each image, 96 pixels where it has 224."""
+    return multi_crop(
+        swav(size, flip=flip), small_patches(round(size * 96 / 224), flip=flip)
+    )
+
+
 def _flips(flip):
     return [RandomHorizontalFlip(p=0.5)] if flip else []
