@@ -17,7 +17,7 @@ import os
 import shlex
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 VIEWS = ("moco_v1", "moco_v2", "simclr", "swav", "swav_small_patches")
 OBJECTIVES = (
@@ -245,12 +245,21 @@ class RunConfig(ViewsConfig):
                 f"classified. Received: knn_splits={self.knn_splits!r}."
             )
 
+    @classmethod
+    def may_differ(cls) -> list[str]:
+        """Names of settings that a resumed run may change."""
+        fields = dataclasses.fields(cls)
+        return [field.name for field in fields if field.metadata["may_differ"]]
+
     def command_line(self) -> str:
-        """A command that runs these settings, to paste into a shell."""
+        """A command that runs these settings, to paste into a shell.
+
+        It has every setting that is not the default, also those of a recipe.
+        """
         words = ["seed-tf", self.command]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value == field.default:
+            if value == field.default or field.name == "recipe":
                 continue
             if isinstance(value, bool):
                 words.append(f"--{'' if value else 'no'}{field.name}")
@@ -258,28 +267,6 @@ class RunConfig(ViewsConfig):
                 text = ",".join(value) if isinstance(value, tuple) else value
                 words.append(f"--{field.name}={text}")
         return shlex.join(words)
-
-    def differences(self, earlier: Mapping) -> list[str]:
-        """Settings in which an earlier run was another one.
-
-        Args:
-            earlier: content of that run's `config.json`. Where it lacks a
-                setting, which is newer than the run, the default holds.
-
-        Returns:
-            Phrases such as "epochs: 2 there, 3 here".
-        """
-        own = self.as_dict()
-        found = []
-        for field in dataclasses.fields(self):
-            there = earlier.get(field.name, own[field.name])
-            if field.name not in earlier:
-                default = field.default
-                there = list(default) if isinstance(default, tuple) else default
-            here = own[field.name]
-            if not field.metadata["may_differ"] and there != here:
-                found.append(f"{field.name}: {there!r} there, {here!r} here")
-        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

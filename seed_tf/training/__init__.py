@@ -10,6 +10,7 @@ from seed_tf.training.run import Stopped, train
 from seed_tf.training.run_folder import (
     Checkpoints,
     RunFolder,
+    read_config,
 )
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Stopped",
     "dry_run",
     "fingerprint",
+    "read_config",
     "train",
     "warmup_cosine",
     "write_run_report",

@@ -51,6 +51,7 @@ def train(
     checkpoint_minutes=10.0,
     summary=None,
     on_evaluated=None,
+    log=print,
 ):
     """Trains a compiled model to its end, from where an earlier try stopped.
 
@@ -77,6 +78,7 @@ def train(
         summary: function without arguments to a dict, for `summary.json`.
         on_evaluated: function without arguments, called after an epoch's end
             was written, at most once a minute, and at the end of the run.
+        log: function of one str, for progress.
 
     Returns:
         dict, the content of `summary.json`.
@@ -96,7 +98,7 @@ def train(
     lines = [x for x in read_json_lines(metrics) if x["step"] <= step]
     best = _Best(monitor, patience, lines)
     if step and folder.chief:
-        print(f"Going on after step {step} of {total}.", flush=True)
+        log(f"Going on after step {step} of {total}.")
     files = EncoderFiles(folder, encoder)
     flops = folder.read("summary.json").get("flops_per_step")
 
@@ -141,7 +143,7 @@ def train(
                         steps_per_epoch=steps_per_epoch,
                         events=folder.file("events"),
                     ),
-                    Progress(total, batch_size),
+                    Progress(total, batch_size, log=log),
                 ]
             save = _Save(
                 *(checkpoints, files, best, interruption),

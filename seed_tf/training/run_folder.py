@@ -50,6 +50,8 @@ class RunFolder:
     Args:
         path: folder, made if missing.
         config: JSON dict that describes the run.
+        defaults: dict of values that hold where an earlier `config.json` lacks
+            a key, because older code wrote it.
         overwrite: bool, remove what an earlier run left and start anew.
         ignore: keys of `config` in which a continued run may differ.
         chief: bool, False for all workers of a run but the one that writes.
@@ -59,10 +61,20 @@ class RunFolder:
         OSError: if it cannot be written.
     """
 
-    def __init__(self, path, config, *, overwrite=False, ignore=(), chief=True):
+    def __init__(
+        self,
+        path,
+        config,
+        *,
+        defaults=None,
+        overwrite=False,
+        ignore=(),
+        chief=True,
+    ):
         self.path, self.chief = path, chief
         self._overwrite, self._ignore = overwrite, set(ignore)
         self._config = as_json(config)
+        self._defaults = as_json(defaults or {})
         self._lock = contextlib.ExitStack()
         existing = os.path.abspath(path)
         while not os.path.lexists(existing):
@@ -131,9 +143,10 @@ class RunFolder:
             )
 
     def _compare(self):
-        earlier = {} if self._overwrite else self.read("config.json")
+        earlier = {} if self._overwrite else read_config(self.path)
         if not earlier:
             return
+        earlier = {**self._defaults, **earlier}
         absent = "(absent)"
         differences = [
             f"{key}: {earlier.get(key, absent)!r} there, {value!r} here"
@@ -143,9 +156,9 @@ class RunFolder:
         if differences:
             raise ValueError(
                 f"{self.path!r} holds a run with other settings. "
-                f"{'; '.join(differences)}. Give that run's own flags to go "
-                "on with it, choose another --output, or start anew with "
-                "--overwrite, which removes that run."
+                f"{'; '.join(differences)}. Give that run's own settings to go "
+                "on with it, choose another `output`, or start anew with "
+                "`overwrite=True`, which removes that run."
             )
 
     def _remove(self):
@@ -155,6 +168,11 @@ class RunFolder:
                 shutil.rmtree(path)
             elif os.path.exists(path):
                 os.remove(path)
+
+
+def read_config(path: str) -> dict:
+    """The `config.json` of the run in a folder, or {} if there is none."""
+    return read_json(os.path.join(path, "config.json"), {})
 
 
 class Checkpoints:
@@ -262,7 +280,7 @@ class Checkpoints:
             raise ValueError(
                 f"No checkpoint in {self._folder!r} is whole: steps "
                 f"{', '.join(map(str, damaged))} are damaged. Start anew with "
-                "--overwrite."
+                "`overwrite=True`."
             )
         return 0
 
