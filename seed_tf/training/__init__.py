@@ -4,14 +4,12 @@ from seed_tf.io.fingerprints import fingerprint
 from seed_tf.optimizers.schedule import warmup_cosine
 from seed_tf.optimizers.sgd import SGD
 from seed_tf.training.callbacks import Evaluate, MetricsLog, Progress
+from seed_tf.training.checkpointing import Checkpoints
 from seed_tf.training.estimate import dry_run
 from seed_tf.training.report import write_run_report
-from seed_tf.training.run import Stopped, train
-from seed_tf.training.run_folder import (
-    Checkpoints,
-    RunFolder,
-    read_config,
-)
+from seed_tf.training.run import train
+from seed_tf.training.run_folder import RunFolder, read_config
+from seed_tf.training.saving import Stopped
 
 __all__ = [
     "Checkpoints",

@@ -12,12 +12,12 @@ from seed_tf.io.units import (
 )
 from seed_tf.reporting.tables import table
 from seed_tf.training import cost
+from seed_tf.training.checkpointing import Checkpoints
 from seed_tf.training.resources import (
     disk_needed,
     free_memory,
     peak_memory,
 )
-from seed_tf.training.run_folder import Checkpoints
 
 DRY_STEPS = 5
 

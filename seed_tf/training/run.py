@@ -1,65 +1,47 @@
-"""A training run that survives: resumed, evaluated, kept, reported."""
+"""Training that survives: resumed, evaluated, saved, reported."""
+
+from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from seed_tf.io.files import read_json_lines
 from seed_tf.training import cost, devices
-from seed_tf.training.callbacks import (
-    Evaluate,
-    MetricsLog,
-    Progress,
-)
+from seed_tf.training.callbacks import Evaluate, MetricsLog, Progress
+from seed_tf.training.checkpointing import Checkpoints
 from seed_tf.training.resources import disk_needed, machine
-from seed_tf.training.run_folder import (
-    Checkpoints,
-    EncoderFiles,
-)
-
-CHIEF_FIRST = 5  # seconds that other workers wait when told to stop
-
-
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A run was told to stop, and has saved what it needs to go on.
-
-    Attributes:
-        signal: int, SIGINT or SIGTERM.
-    """
-
-    def __init__(self, message, signal):
-        super().__init__(message)
-        self.signal = signal
+from seed_tf.training.run_folder import EncoderFiles, RunFolder
+from seed_tf.training.saving import Best, Interruption, Save, Stopped
 
 
 def train(
-    model,
-    load,
+    model: keras.Model,
+    load: Callable[[int], Any],
     *,
-    encoder,
-    epochs,
-    steps_per_epoch,
-    batch_size,
-    folder,
-    targets_cached=False,
-    measures=None,
-    monitor=None,
-    patience=0,
-    checkpoint_minutes=10.0,
-    summary=None,
-    on_evaluated=None,
-    log=print,
-):
+    encoder: keras.Model,
+    epochs: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    folder: RunFolder,
+    targets_cached: bool = False,
+    measures: dict[str, tuple[Callable[[], float], int]] | None = None,
+    monitor: str | None = None,
+    patience: int = 0,
+    checkpoint_minutes: float = 10.0,
+    summary: Callable[[], dict] | None = None,
+    on_evaluated: Callable[[], Any] | None = None,
+    log: Callable[[str], Any] = print,
+) -> dict[str, Any]:
     """Trains a compiled model to its end, from where an earlier try stopped.
 
-    Writes into the folder as it goes: `metrics.jsonl` and TensorBoard events,
-    checkpoints (the last three and the best), `student.keras` and
-    `backbone.keras` (of the best evaluation, or the newest where there is
-    none), and at the end, however it comes, `summary.json`. SIGTERM and SIGINT
-    end it after the step in progress, saved.
+    During training it writes into the folder: `metrics.jsonl` and TensorBoard
+    events, checkpoints (the last three and the best), and `student.keras` and
+    `backbone.keras` of the best evaluation, or of the newest step where there
+    is none. When training ends, for whatever reason, it writes `summary.json`.
+    SIGTERM and SIGINT end training, saved, after the step in progress.
 
     Args:
         model: a compiled `SEED` or `MoCo`, in its starting state.
@@ -70,24 +52,25 @@ def train(
         folder: `RunFolder`.
         targets_cached: bool, whether batches come from a view cache.
         measures: see `Evaluate`.
-        monitor: name of the measure, larger is better, by which the best
-            checkpoint is chosen; None for the newest.
+        monitor: name of the measure, larger is better, that chooses the best
+            checkpoint; None for the newest.
         patience: int, evaluations without a new best after which training
             stops; 0 for never.
         checkpoint_minutes: float, minutes from one checkpoint to the next.
         summary: function without arguments to a dict, for `summary.json`.
-        on_evaluated: function without arguments, called after an epoch's end
-            was written, at most once a minute, and at the end of the run.
+        on_evaluated: function without arguments, called at the end of an
+            epoch, at most once a minute, and at the end of the run.
         log: function of one str, for progress.
 
     Returns:
         dict, the content of `summary.json`.
 
     Raises:
-        Stopped: when told to.
+        Stopped: after SIGTERM or SIGINT.
         FloatingPointError: at the first step whose loss is not finite.
         OSError: if the disk is full. Earlier checkpoints stay intact.
-        ValueError: if no checkpoint is whole, or they are of another model.
+        ValueError: if no checkpoint is whole, or if the checkpoints are of
+            another model.
     """
     total = steps_per_epoch * epochs
     checkpoints = Checkpoints(folder.file("checkpoints"), model)
@@ -96,7 +79,7 @@ def train(
         folder.check_space(disk_needed(checkpoints, encoder))
     metrics = folder.file("metrics.jsonl")
     lines = [x for x in read_json_lines(metrics) if x["step"] <= step]
-    best = _Best(monitor, patience, lines)
+    best = Best(monitor, patience, lines)
     if step and folder.chief:
         log(f"Going on after step {step} of {total}.")
     files = EncoderFiles(folder, encoder)
@@ -121,7 +104,7 @@ def train(
 
     def summarise_saved():
         nonlocal flops
-        if flops is None:  # not before the first step, which a person awaits
+        if flops is None:  # counted late: the first step comes sooner
             replicas = model.distribute_strategy.num_replicas_in_sync
             counted = cost.of_step(
                 model,
@@ -133,7 +116,7 @@ def train(
         summarise("running")
 
     try:
-        with _Interruption() as interruption:
+        with Interruption() as interruption:
             callbacks = [Evaluate(measures or {}, epochs)]
             if folder.chief:
                 callbacks += [
@@ -145,8 +128,11 @@ def train(
                     ),
                     Progress(total, batch_size, log=log),
                 ]
-            save = _Save(
-                *(checkpoints, files, best, interruption),
+            save = Save(
+                checkpoints,
+                files,
+                best,
+                interruption,
                 seconds=60 * checkpoint_minutes,
                 chief=folder.chief,
                 on_saved=summarise_saved,
@@ -194,145 +180,4 @@ def _fit(model, load, step, steps_per_epoch, epochs, callbacks):
             steps_per_epoch=steps_per_epoch,
             callbacks=callbacks,
             verbose=0,
-        )
-
-
-class _Interruption:
-    """Notes SIGINT and SIGTERM within a block; a second one acts at once."""
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self):
-        self.signal = self.time = None
-        self._handlers = {s: signal.signal(s, self._note) for s in self.signals}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame):
-        self.signal, self.time = number, time.monotonic()
-        for s, handler in self._handlers.items():
-            signal.signal(s, handler)
-        name = signal.Signals(number).name
-        # Not `print`, which a handler may have interrupted itself.
-        os.write(1, f"{name}: finishing this step, then saving.\n".encode())
-
-
-class _Best:
-    """Which evaluation was the best so far; without any, the newest is."""
-
-    def __init__(self, monitor, patience, lines):
-        self.monitor, self._patience = monitor, patience
-        self._values = []
-        for line in lines:
-            self.add(line["step"], line)
-
-    def add(self, step, logs):
-        """Notes an evaluation; says whether it is the best."""
-        if self.monitor in logs:
-            self._values.append((step, logs[self.monitor]))
-            return self.step == step
-        return self.monitor is None
-
-    @property
-    def step(self):
-        return self._best[0]
-
-    @property
-    def value(self):
-        return self._best[1]
-
-    @property
-    def _best(self):
-        return max(self._values, key=lambda x: x[1], default=(None, None))
-
-    @property
-    def lost_patience(self):
-        since = [step for step, _ in self._values if step > (self.step or 0)]
-        return 0 < self._patience <= len(since)
-
-
-class _Save(keras.callbacks.Callback):
-    """Saves when it is time, the best, or told to stop.
-
-    Stands behind `MetricsLog`: no checkpoint without its line.
-    """
-
-    def __init__(
-        self,
-        checkpoints,
-        files,
-        best,
-        interruption,
-        *,
-        seconds,
-        chief,
-        on_saved,
-        on_evaluated,
-    ):
-        super().__init__()
-        self._checkpoints, self._files = checkpoints, files
-        self._best, self._interruption = best, interruption
-        self._seconds, self._chief = seconds, chief
-        self._on_saved = on_saved
-        self._on_evaluated, self._reported = on_evaluated, time.monotonic()
-        self._saved = time.monotonic()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch + 1 == self.params["steps"]:
-            return  # the checkpoint is to hold what the epoch's end measures
-        if self._due or self._interruption.signal:
-            self._save()
-        self._stop_if_told()
-
-    def on_epoch_end(self, epoch, logs=None):
-        best = self._best.add(int(self.model.step.numpy()), logs)
-        self.model.stop_training = self._best.lost_patience
-        if (
-            self._due
-            or (best and self._best.monitor)
-            or self.model.stop_training
-            or self._interruption.signal
-        ):
-            self._save(encoder=best)
-        if time.monotonic() - self._reported > 60:
-            self._report()
-        self._stop_if_told()
-
-    def on_train_end(self, logs=None):
-        self._save(encoder=self._best.monitor is None)
-        self._report()
-
-    @property
-    def _due(self):
-        return time.monotonic() - self._saved >= self._seconds
-
-    def _save(self, encoder=False):
-        if self._chief:
-            if encoder:
-                self._files.save()
-            step = int(self.model.step.numpy())
-            self._checkpoints.save(step, self._best.step)
-            self._on_saved()
-        self._saved = time.monotonic()
-
-    def _report(self):
-        if self._on_evaluated and self._chief:
-            self._on_evaluated()
-        self._reported = time.monotonic()
-
-    def _stop_if_told(self):
-        if not self._interruption.signal:
-            return
-        waited = time.monotonic() - self._interruption.time
-        if not self._chief and waited < CHIEF_FIRST:
-            # If all workers were told, the chief is to stop first, and save:
-            # in the step after another has left it can no longer.
-            return
-        step = int(self.model.step.numpy())
-        saved = ", which is saved" if self._chief else ""
-        raise Stopped(
-            f"Stopped after step {step}{saved}.", self._interruption.signal
         )
