@@ -86,14 +86,14 @@ def write(folder):
 
 def build(run, teacher=None):
     """The model of a run, on no data yet."""
-    from seed_tf import recipes, training
+    from seed_tf import config, recipes, training
 
-    names = {field.name for field in dataclasses.fields(recipes.Recipe)}
-    recipe = recipes.Recipe(
-        student=run.student,
-        **{k: v for k, v in run.flags.items() if k in names},
-    )
-    model = recipes.build(recipe, teacher, stem=stem(run))
+    kind = config.DistillConfig if teacher else config.PretrainConfig
+    network = "student" if teacher else "encoder"
+    names = config.types_of(kind)
+    settings = {k: v for k, v in run.flags.items() if k in names}
+    settings |= {network: run.student, "stem": stem(run)}
+    model = recipes.build(kind(**settings), teacher)
     model.compile(training.SGD(0.1))
     model.optimizer.build(model.trainable_variables)
     return model

@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import timing
-from seed_tf import checkpoints, datasets, recipes
+from seed_tf import checkpoints, config, datasets, recipes
 from seed_tf.acceleration.folded_teacher import FoldedTeacher
 from seed_tf.evaluation.advice import view_embeddings
 
@@ -36,7 +36,9 @@ flags.DEFINE_multi_float(
 
 def embeddings(teacher, dtype, seed=0):
     """Of views of all images, float64 `[N, D]`."""
-    views = recipes.VIEWS[FLAGS.views](FLAGS.image_size)
+    views = recipes.build_views(
+        config.ViewsConfig(views=FLAGS.views, image_size=FLAGS.image_size)
+    )
     count = FLAGS.queue_size + FLAGS.queries
     options = {"data_dir": FLAGS.data_dir, "views": views, "seed": 0}
     options["batch_size"] = FLAGS.batch_size

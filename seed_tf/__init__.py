@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from seed_tf.embedding_queue import EmbeddingQueue
     from seed_tf.encoders import Encoder, backbone
     from seed_tf.moco import MoCo
+    from seed_tf.runs import distill, pretrain
     from seed_tf.seed import SEED
 
 __all__ = [
@@ -43,10 +44,12 @@ __all__ = [
     "backbone",
     "checkpoints",
     "datasets",
+    "distill",
     "evaluation",
     "export",
     "losses",
     "precision",
+    "pretrain",
     "random",
     "recipes",
     "search",
@@ -64,7 +67,9 @@ _MODULES = {
     "MoCo": "seed_tf.moco",
     "SEED": "seed_tf.seed",
     "backbone": "seed_tf.encoders",
+    "distill": "seed_tf.runs",
     "precision": "seed_tf.acceleration",
+    "pretrain": "seed_tf.runs",
 }
 
 

@@ -163,7 +163,11 @@ def build(config: DistillConfig | PretrainConfig, teacher=None, *, views=None):
     if isinstance(config, PretrainConfig):
         network = backbone(config.encoder, stem=config.stem)
         return MoCo(
-            Encoder(network, embedding_dim=config.embedding_dim),
+            Encoder(
+                network,
+                embedding_dim=config.embedding_dim,
+                image_size=config.image_size,
+            ),
             temperature=config.temperature,
             momentum=config.momentum,
             **shared,
@@ -174,6 +178,7 @@ def build(config: DistillConfig | PretrainConfig, teacher=None, *, views=None):
         network,
         embedding_dim=teacher(images).shape[-1],
         hidden_dim=config.hidden_dim,
+        image_size=config.image_size,
     )
     objective = None  # SEED's own, with its health metrics
     if config.objective != "similarity_distillation":

@@ -1,26 +1,22 @@
 """Recipes: the paper's settings and numbers, and each one trains."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 import os
 import re
-import sys
 from unittest import mock
 
 import keras
 import numpy as np
-from absl.testing import absltest, flagsaver, parameterized
-from helpers.runs import (
-    import_launcher,
-    tiny_teacher,
-)
+import pytest
+from absl.testing import absltest, parameterized
+from helpers.runs import tiny_teacher
 
 import seed_tf
-from seed_tf import recipes
+from seed_tf import encoders, losses, recipes
 from seed_tf.acceleration import plan
 from seed_tf.checkpoints.layouts import LAYOUTS
+from seed_tf.config import DistillConfig
 from seed_tf.encoders import backbones, efficientnet, mobilenet_v3
 from seed_tf.evaluation import protocols, transfer
 
@@ -69,11 +65,16 @@ SETTINGS = {
     "weight_decay": 1e-4,
     "precision": "mixed_float16",
     "queue_size": 65536,
-    "temperature": 0.2,
+}
+DISTILLED = {
+    "student_temperature": 0.2,
     "teacher_temperature": 0.01,
     "objective": "similarity_distillation",
     "same_view": True,
     "hidden_dim": None,
+}
+ALONE = {
+    "temperature": 0.2,
     "embedding_dim": 128,
     "momentum": 0.999,
 }
@@ -117,6 +118,11 @@ def expected():
     return found
 
 
+def network(config):
+    """Name of the network that a configuration trains."""
+    return getattr(config, "student", None) or config.encoder
+
+
 def table():
     """Yields names of recipes, students, and numbers (top-1, top-5)."""
     heading, *lines = (line.split() for line in TABLE.strip().splitlines())
@@ -136,7 +142,7 @@ class DataTest(parameterized.TestCase):
     @parameterized.parameters(*table())
     def test_numbers_are_the_papers(self, name, student, top1, top5):
         recipe = recipes.get(name)
-        self.assertEqual(recipe.student, student)
+        self.assertEqual(network(recipe.config), student)
         self.assertEqual((recipe.paper.top1, recipe.paper.top5), (top1, top5))
 
     def test_the_other_rows(self):
@@ -164,26 +170,33 @@ class DataTest(parameterized.TestCase):
     def test_settings_are_the_papers(self):
         self.assertCountEqual(recipes.names(), expected())
         for name, (student, teacher, change) in expected().items():
-            recipe = dataclasses.asdict(recipes.get(name))
+            recipe = recipes.get(name)
             *of_teacher, views = TEACHERS.get(teacher, ("moco_v2",))
-            found = recipe.pop("teacher") or {}
+            found = dataclasses.asdict(recipe).pop("teacher") or {}
             found.pop("checkpoint", None)
             self.assertEqual(list(found.values()), of_teacher, name)
-            del recipe["paper"], recipe["note"]
-            settings = {"student": student, "views": views} | SETTINGS | change
-            self.assertEqual(recipe, settings, name)
+            of_kind = DISTILLED if teacher else ALONE
+            self.assertEqual(network(recipe.config), student)
+            settings = {"views": views} | SETTINGS | of_kind | change
+            self.assertEqual(
+                {key: getattr(recipe.config, key) for key in settings},
+                settings,
+                name,
+            )
+            # No other setting than these and the networks' names differs.
+            rest = {"student", "encoder", "recipe", *settings}
+            default = type(recipe.config)().as_dict()
+            for key, value in recipe.config.as_dict().items():
+                if key not in rest:
+                    self.assertEqual(value, default[key], key)
+            self.assertEqual(recipe.config.recipe, name)
         # What no recipe names.
         self.assertEqual(seed_tf.training.SGD(0.1).momentum, 0.9)
 
     def test_all_that_recipes_name_exists(self):
         for name in recipes.names():
             recipe = recipes.get(name)
-            self.assertIn(recipe.student, backbones.BACKBONES)
-            views = recipes.VIEWS[recipe.views]
-            self.assertEqual(views.__name__, recipe.views)
-            objective = recipes.OBJECTIVES[recipe.objective]
-            if objective:  # None: SEED's own
-                self.assertEqual(objective.__name__, recipe.objective)
+            self.assertIn(network(recipe.config), backbones.BACKBONES)
             if recipe.teacher:
                 self.assertIn(recipe.teacher.architecture, backbones.BACKBONES)
                 self.assertIn(recipe.teacher.method, LAYOUTS)
@@ -202,7 +215,7 @@ class DataTest(parameterized.TestCase):
     def test_unknown_name(self):
         with self.assertRaisesRegex(
             ValueError,
-            "--recipe=list prints. Received: recipe='seed_resnet18_from_"
+            "`recipe=list`. Received: recipe='seed_resnet18_from_"
             "resnet50'. The closest: seed_resnet18_from_resnet50_mocov2, ",
         ):
             recipes.get("seed_resnet18_from_resnet50")
@@ -225,7 +238,7 @@ def small():
 # further by each recipe that they are in.
 @functools.cache
 def backbone(name, stem):
-    return seed_tf.backbone(name, stem=stem)
+    return backbones.backbone(name, stem=stem)
 
 
 @functools.cache
@@ -241,6 +254,13 @@ def teacher_of(architecture, method):
 @functools.cache
 def folded(teacher, dtype, hardware):
     return seed_tf.acceleration.FoldedTeacher(teacher, dtype, hardware)
+
+
+# Recipes that stand for the others in the quick tests.
+QUICK = (
+    *("mocov2_resnet18", "ablation_objective_l2"),
+    "seed_resnet18_from_resnet50_mocov2_wide_head",
+)
 
 
 class TrainsTest(parameterized.TestCase):
@@ -259,48 +279,63 @@ class TrainsTest(parameterized.TestCase):
                 "_BLOCKS",
                 [mobilenet_v3._BLOCKS[i] for i in (0, 1, 3, 6, 10, 12)],
             ),
-            mock.patch.object(recipes, "backbone", backbone),
+            mock.patch.object(encoders, "backbone", backbone),
             mock.patch.object(plan, "FoldedTeacher", folded),
         ):
             self.enter_context(change)
 
-    @parameterized.parameters(*recipes.names())
+    @parameterized.parameters(*QUICK)
     def test_two_steps(self, name):
+        self.check_two_steps(name)
+
+    @pytest.mark.slow
+    @parameterized.parameters(*(x for x in recipes.names() if x not in QUICK))
+    def test_two_steps_of_all_others(self, name):
+        self.check_two_steps(name)
+
+    def check_two_steps(self, name):
         named = recipes.get(name)
-        recipe = dataclasses.replace(
-            named, image_size=32, queue_size=named.queue_size // 16
+        config = dataclasses.replace(
+            named.config,
+            image_size=32,
+            queue_size=named.config.queue_size // 16,
         )
-        teacher = recipe.teacher and teacher_of(
-            recipe.teacher.architecture, recipe.teacher.method
+        teacher = named.teacher and teacher_of(
+            named.teacher.architecture, named.teacher.method
         )
-        views = recipes.VIEWS[named.views](32)
-        make_views = mock.Mock(return_value=views)
-        with mock.patch.dict(recipes.VIEWS, {named.views: make_views}):
-            model = recipes.build(recipe, teacher)
+        made = getattr(seed_tf.views, config.views)(32)
+        with mock.patch.object(
+            seed_tf.views, config.views, return_value=made
+        ) as make_views:
+            model = recipes.build(config, teacher)
         encoder = model.student if teacher else model.encoder
-        self.assertEqual(encoder.backbone.name, recipe.student)
-        self.assertEqual(model.queue.size, recipe.queue_size)
-        self.assertIs(model.views, views)
-        make_views.assert_called_once_with(32)
+        self.assertEqual(encoder.backbone.name, network(config))
+        self.assertEqual(encoder.image_size, 32)
+        self.assertEqual(model.queue.size, config.queue_size)
+        self.assertIs(model.views, made)
+        make_views.assert_called_once_with(32, flip=True)
         if teacher:
-            self.assertIsNone(recipes.difference(teacher, recipe.teacher))
+            self.assertIsNone(recipes.difference(teacher, named.teacher))
             self.assertIs(model.teacher, teacher)
             self.assertEqual(encoder.embedding_dim, teacher.embedding_dim)
-            hidden = recipe.hidden_dim or encoder.feature_dim
+            hidden = config.hidden_dim or encoder.feature_dim
             self.assertEqual(encoder.head.layers[0].units, hidden)
-            patches = named.views == "swav_small_patches"
+            patches = config.views == "swav_small_patches"
             self.assertEqual(model.small_queue is not None, patches)
-            self.assertEqual(model.same_view, named.same_view)
+            self.assertEqual(model.same_view, config.same_view)
             self.assertEqual(
                 (model.student_temperature, model.teacher_temperature),
-                (named.temperature, named.teacher_temperature),
+                (config.student_temperature, config.teacher_temperature),
             )
-            self.assertIs(model.objective, recipes.OBJECTIVES[named.objective])
+            objective = None
+            if config.objective != "similarity_distillation":
+                objective = getattr(losses, config.objective)
+            self.assertIs(model.objective, objective)
         else:
-            self.assertEqual(encoder.embedding_dim, named.embedding_dim)
+            self.assertEqual(encoder.embedding_dim, config.embedding_dim)
             self.assertEqual(
                 (model.temperature, model.momentum),
-                (named.temperature, named.momentum),
+                (config.temperature, config.momentum),
             )
         batch = 4 if teacher else 16  # MoCo's is in groups of two or more
         images = np.random.default_rng(0).integers(
@@ -309,7 +344,7 @@ class TrainsTest(parameterized.TestCase):
         before = encoder.backbone.get_weights()[0]
         model.compile(
             seed_tf.training.SGD(
-                named.learning_rate, weight_decay=named.weight_decay
+                config.learning_rate, weight_decay=config.weight_decay
             ),
             run_eagerly=True,
         )
@@ -328,7 +363,7 @@ class TrainsTest(parameterized.TestCase):
             self.assertRegex(
                 recipes.difference(seed_tf.Encoder(**arguments), expected),
                 "recipe's teacher is resnet50 by moco_v2 .README.*This one is "
-                f"{arguments['backbone']} with a head of Dense.*does not stand",
+                f"{arguments['backbone']} with a head of Dense.*do not compare",
             )
 
 
@@ -369,45 +404,33 @@ class ThenSupervisedTest(absltest.TestCase):
         self.assertEqual(student.encoder.features(images[:2]).shape, (2, 6))
 
 
-class LauncherTest(absltest.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.launcher = import_launcher("seed_tf.cli.distill")
-        self.enter_context(mock.patch.object(sys, "argv", ["distill.py"]))
+class ConfigureTest(absltest.TestCase):
+    def test_settings_override_the_recipe_and_it_the_defaults(self):
+        config = recipes.configure(
+            DistillConfig,
+            recipe="ablation_teacher_temperature_0.1",
+            epochs=1,
+            precision="float32",
+        )
+        self.assertEqual(config.student, "resnet18")  # not the default
+        self.assertEqual(config.teacher_temperature, 0.1)
+        self.assertEqual((config.epochs, config.precision), (1, "float32"))
+        self.assertEqual(recipes.configure(DistillConfig), DistillConfig())
+        self.assertEqual(recipes.configure(DistillConfig, config), config)
 
-    def main(self, *arguments):
-        """What experiments.distill prints; it runs in this process."""
-        printed = io.StringIO()
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(printed):
-            self.launcher.FLAGS(["distill.py", *arguments])
-            with contextlib.suppress(SystemExit):
-                self.launcher.main([])
-        return printed.getvalue()
-
-    def test_images_of_a_training_are_set_up_once(self):
-        load = seed_tf.datasets.load
-        with (
-            flagsaver.flagsaver(),
-            mock.patch.object(seed_tf.datasets, "load", wraps=load) as loads,
+    def test_a_recipe_of_the_other_command(self):
+        with self.assertRaisesRegex(
+            ValueError,
+            "of distill.*'mocov2_resnet18', which pretrain",
         ):
-            self.launcher.FLAGS(
-                [
-                    *("distill.py", "--dataset=digits", "--image_size=16"),
-                    *("--batch_size=400", "--epochs=2", "--knn_every=0"),
-                    *("--held_out=0", "--teacher=t", "--output=o"),
-                ]
-            )
-            data = self.launcher.common.Data(None, 1)
-            self.assertEqual(data.steps_per_epoch, 3)
-            whole = list(data.training())
-            self.assertEqual(loads.call_count, 1)
-            rest = list(data.training(first_step=4))
-        self.assertLen(whole, 6)
-        np.testing.assert_array_equal(rest, whole[4:])
+            recipes.configure(DistillConfig, recipe="mocov2_resnet18")
 
-    def test_list(self):
-        # No other flag is needed for it.
-        printed = self.main("--recipe=list")
+    def test_an_unknown_setting(self):
+        with self.assertRaisesRegex(TypeError, "no argument 'epoch'"):
+            recipes.configure(DistillConfig, epoch=1)
+
+    def test_table(self):
+        printed = recipes.table()
         lines = printed.splitlines()
         lines = {line.split()[0]: line.split() for line in lines[:70] if line}
         self.assertContainsSubset(recipes.names(), lines)
@@ -422,49 +445,6 @@ class LauncherTest(absltest.TestCase):
         )
         for unconfirmed in ("65.3", "50.7", "61.4", "67.3"):
             self.assertNotIn(unconfirmed, printed)
-
-    def test_a_recipe_of_another_launcher(self):
-        with self.assertRaisesRegex(
-            ValueError,
-            "mocov2_resnet18 is run by experiments.pretrain, this is "
-            "experiments.distill.",
-        ):
-            self.main("--recipe=mocov2_resnet18", "--teacher=x", "--output=y")
-
-    def test_a_recipe_and_what_overrides_it(self):
-        teacher = os.path.join(self.create_tempdir().full_path, "t.keras")
-        made = {}
-
-        def train(build, *_, **__):
-            model, student, _ = build(seed_tf.views.moco_v2(16))
-            made.update(model=model, student=student)
-            made["flags"] = self.launcher.FLAGS.flag_values_dict()
-
-        with (
-            mock.patch.object(self.launcher.common, "train", train),
-            self.assertLogs("absl", "WARNING") as logs,
-        ):
-            self.main(
-                "--recipe=ablation_teacher_temperature_0.1",
-                f"--teacher={tiny_teacher(teacher)}",
-                *("--epochs=1", "--queue_size=64", "--precision=float32"),
-                *("--output=x", "--image_size=16"),
-            )
-        self.assertIn("The recipe's teacher is resnet50", logs.output[0])
-        expected = {
-            "recipe": "ablation_teacher_temperature_0.1",
-            "student": "resnet18",  # the launcher's own default is another
-            "teacher_temperature": 0.1,
-            "learning_rate": 0.03,
-            "views": "moco_v2",
-            "epochs": 1,
-            "queue_size": 64,
-            "precision": "float32",
-        }
-        self.assertEqual(made["flags"], made["flags"] | expected)
-        self.assertEqual(made["student"].backbone.name, "resnet18")
-        self.assertEqual(made["model"].teacher_temperature, 0.1)
-        self.assertEqual(made["model"].queue.size, 64)
 
 
 if __name__ == "__main__":

@@ -100,9 +100,7 @@ def run(call: Call[Settings]) -> None:
 
     settings = call.settings
     teacher = seed_tf.checkpoints.load_encoder(settings.encoder)
-    views = recipes.VIEWS[settings.views](
-        settings.image_size, flip=settings.flip
-    )
+    views = recipes.build_views(settings)
     batches = seed_tf.datasets.load(
         settings.dataset,
         split=settings.split,

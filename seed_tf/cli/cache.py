@@ -34,15 +34,14 @@ class Settings(ViewsConfig):
 
 def run(call: Call[Settings]) -> None:
     from seed_tf import recipes, view_cache
-    from seed_tf.cli import data
+    from seed_tf.images import shorter_side
 
     settings = call.settings
-    make_views = recipes.VIEWS[settings.views]
     view_cache.build(
         settings.output,
         settings.dataset,
         teacher=seed_tf.checkpoints.load_encoder(settings.teacher),
-        views=make_views(settings.image_size, flip=settings.flip),
+        views=recipes.build_views(settings),
         views_per_image=settings.views_per_image,
         seed=settings.seed,
         teacher_precision=settings.teacher_precision,
@@ -50,7 +49,7 @@ def run(call: Call[Settings]) -> None:
         log=functools.partial(print, flush=True),
         split=settings.split,
         data_dir=settings.data_dir,
-        image_size=data.whole_size(settings),
+        image_size=shorter_side(settings.image_size),
         download=settings.download,
         corrupt=seed_tf.datasets.CorruptFiles(settings.max_corrupt_fraction),
     )

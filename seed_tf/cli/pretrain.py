@@ -4,34 +4,24 @@
         --output=runs/teacher
 """
 
+import functools
+
+import seed_tf
 from seed_tf.cli.flags import Call, Command
 from seed_tf.config import PretrainConfig
 
 
 def run(call: Call[PretrainConfig]) -> None:
-    from seed_tf import recipes
-    from seed_tf.cli import common
-
-    settings = common.with_recipe(call)
-
-    def build(views):
-        model = recipes.build(
-            common.recipe(settings, student=settings.encoder),
-            views=views,
-            stem=settings.stem,
-            seed=settings.seed,
-        )
-        return model, model.encoder, None
-
-    common.train(call, settings, build, num_views=2)
+    seed_tf.pretrain(**call.given, log=functools.partial(print, flush=True))
 
 
 def list_recipes(given):
+    """The table of recipes, if the command line asks for it."""
     if given.get("recipe") != "list":
         return None
-    from seed_tf.cli import common
+    from seed_tf import recipes
 
-    return common.list_recipes()
+    return recipes.table()
 
 
 COMMAND = Command(PretrainConfig, run, instead=list_recipes)

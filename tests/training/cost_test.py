@@ -10,7 +10,6 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 import seed_tf
-from seed_tf import recipes
 from seed_tf.training import cost, estimate, resources
 
 
@@ -163,7 +162,7 @@ class CostTest(parameterized.TestCase):
         model = seed_tf.SEED(
             student=student,
             teacher=teacher,
-            views=recipes.swav_small_patches(14),
+            views=seed_tf.views.swav_small_patches(14),
             **shared,
         )
         model.compile(seed_tf.training.SGD(0.1))

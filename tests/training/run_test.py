@@ -342,7 +342,7 @@ class StopsTest(parameterized.TestCase):
         for path in pathlib.Path(self.folder).glob("checkpoints/*/*.index"):
             path.write_bytes(b"")
         with self.assertRaisesRegex(
-            ValueError, "No checkpoint .* is whole: steps 20 .*--overwrite"
+            ValueError, "No checkpoint .* is whole: steps 20 .*`overwrite"
         ):
             train(self.folder, model())
 
@@ -417,7 +417,7 @@ class RunFolderTest(parameterized.TestCase):
         folder.claim(teacher="x")
         folder.close()
         with self.assertRaisesRegex(
-            ValueError, r"other settings\. epochs: 2 there, 3 here\. .*--overw"
+            ValueError, r"other settings\. epochs: 2 there, 3 here\. .*`overw"
         ):
             RunFolder(self.path, {"epochs": 3, "seed": 1, "output": "a"})
         same = RunFolder(
