@@ -1,8 +1,11 @@
 """Random views of images, as KerasCV layers that are functions of a seed.
 
-`moco_v1`, `moco_v2`, `simclr`, `swav` and `small_patches` make the pipelines
-of the paper, `multi_crop` joins two; `View` makes one's own, of the layers
-here and any of KerasCV's.
+`moco_v1`, `moco_v2`, `simclr`, `swav` and `small_patches` return the pipelines
+of the paper, and `multi_crop` joins two of them. `View` builds other pipelines
+from the layers of this package, of KerasCV and of Keras.
+
+Importing this package imports KerasCV, which takes a second or two. No module
+that `import seed_tf` loads imports it.
 """
 
 from seed_tf.views.layers import (

@@ -1,17 +1,22 @@
 """The paper's augmentations as KerasCV layers, with torchvision's meaning.
 
 KerasCV's own layers of these names draw from other distributions than the
-torchvision transforms that the paper used (additive brightness, a saturation
+torchvision transforms that the paper used: additive brightness, a saturation
 that only desaturates, a fixed order of colour operations, crops without
-antialiasing, a blur that darkens the borders), and cannot be repeated from a
-seed. These take their place. Images are float32 in [0, 255], clipped to that
-range where torchvision clips and never rounded in between.
+antialiasing, and a blur that darkens the borders. And they cannot be repeated
+from a seed. The layers of this module replace them. Images are float32 in
+[0, 255]. They are clipped to that range where torchvision clips, and are not
+rounded.
 """
+
+from __future__ import annotations
 
 import functools
 import itertools
 import math
 import random as python_random
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import keras_cv
@@ -29,42 +34,44 @@ class SeededAugmentation(
 ):
     """Base of augmentations that are functions of one key per image.
 
-    The input is images, or KerasCV's dict `{"images": ..., "labels": ...}`, so
-    that these layers and KerasCV's mix. (Keras wants the values of a dict to
-    be all tensors or all arrays.) If the dict holds `"seeds"`, the same seeds
-    give an image the same augmentation in any batch; without them every call
-    draws new ones. Labels come back as float32, as from KerasCV's layers, and
-    all else as it was.
+    The input is images, or a dict `{"images": ..., "labels": ...}` as in
+    KerasCV, whose layers can be mixed with these. (In Keras the values of a
+    dict must be all tensors or all arrays.) If the dict holds `"seeds"`, an
+    image with the same seeds gets the same augmentation in every batch.
+    Without seeds every call draws anew. Labels are returned as float32, as by
+    KerasCV's layers, and other entries unchanged.
 
     A subclass sets `num_uniforms` and writes two methods: `transformations`,
-    from uniform numbers to the parameters of its operator, and KerasCV's
-    `augment_images(images, transformations)`.
+    which turns uniform numbers into the parameters of the operator, and
+    KerasCV's `augment_images(images, transformations)`.
 
     Args:
-        seed: int or None, start of the sequence that calls without seeds draw
-            from. None takes one from Python's `random`, which
+        seed: int or None, start of the random sequence for calls without
+            seeds. None draws the start from Python's `random`, which
             `keras.utils.set_random_seed` sets.
-        dtype: dtype of the images that come out; float32 also under a mixed
-            precision policy, as 8 bits of a colour do not survive bfloat16.
+        dtype: dtype of the result. Defaults to float32, also under a mixed
+            precision policy: bfloat16 cannot hold the 8 bits of a colour.
 
     Input shapes: images `[B, H, W, 3]` or `[H, W, 3]`, uint8 or float in
-    [0, 255]; seeds uint32 `[B, 2]` or `[2]`, see `random.image_seeds`.
+    [0, 255]; seeds uint32 `[B, 2]` or `[2]`, see `random.view_keys`.
     """
 
     num_uniforms = 1
 
-    def __init__(self, *, seed=None, dtype="float32", **kwargs):
+    def __init__(
+        self, *, seed: int | None = None, dtype: str = "float32", **kwargs
+    ):
         start = python_random.getrandbits(32) if seed is None else seed
-        # KerasCV takes 0 for None, and then shares one generator globally.
+        # KerasCV treats 0 as None, and then uses one global generator.
         super().__init__(seed=start or 2**32, dtype=dtype, **kwargs)
         self.seed = seed
 
-    def transformations(self, uniforms, images):
-        """Parameters of the operator, one per image.
+    def transformations(self, uniforms: tf.Tensor, images: tf.Tensor) -> Any:
+        """Returns parameters of the operator for each image.
 
         Args:
             uniforms: float32 `[B, num_uniforms]` in [0, 1).
-            images: `[B, H, W, 3]`, for its size.
+            images: `[B, H, W, 3]`, whose size may matter.
 
         Returns:
             tensor, or dict of tensors, with first axis B.
@@ -75,8 +82,8 @@ class SeededAugmentation(
         self, batch_size, images=None, seeds=None, **kwargs
     ):
         if seeds is None:
-            # Not a Keras SeedGenerator: under a parallel `dataset.map` that
-            # hands the same seed out twice. This one reads and skips at once.
+            # Not a Keras SeedGenerator, which gives the same seed twice in a
+            # parallel `dataset.map`. This generator reads and skips at once.
             key = self._random_generator.uniform_full_int([2], tf.uint32)
             seeds = random.fold_in(key, tf.range(batch_size))
         uniforms = random.uniform(seeds, self.num_uniforms)
@@ -89,13 +96,13 @@ class SeededAugmentation(
             raise ValueError(
                 "Expected RGB images of one size, [B, H, W, 3] or [H, W, 3]. "
                 f"Received: {type(images).__name__} of shape {images.shape}. "
-                "Repeat a grey channel three times; map images of different "
-                "sizes one by one, before batching them."
+                "Repeat a grey channel three times, and map images of "
+                "different sizes one by one, before they are batched."
             )
         geometry = {"bounding_boxes", "keypoints", "segmentation_masks"}
         if geometry := geometry.intersection(inputs):
             raise ValueError(
-                f"{type(self).__name__} augments images only. Received also: "
+                f"{type(self).__name__} augments images only. Leave out "
                 f"{sorted(geometry)}."
             )
         transformations = self.get_random_transformation_batch(
@@ -112,19 +119,19 @@ class SeededAugmentation(
 class RandomResizedCrop(SeededAugmentation):
     """Crops a random area at a random aspect ratio and resizes it to a square.
 
-    Ten times the area is drawn from U(scale) of the image's and the aspect
-    ratio, in pixels, log-uniformly from `ratio`; the first crop that fits is
-    put at a uniform position. If none fits, it is the largest central one of
-    an allowed ratio. The resizing is bilinear and antialiased, PIL's and
-    torchvision's, and sees nothing outside of the crop. It is written as two
-    products with interpolation matrices, which every compiler and accelerator
-    has.
+    Ten crops are drawn: the area, relative to the image's, uniformly from
+    `scale`, and the aspect ratio, in pixels, log-uniformly from `ratio`. The
+    first crop that fits is put at a uniform position. If no crop fits, the
+    result is the largest central crop of an allowed ratio. The resizing is
+    bilinear and antialiased as in PIL and torchvision, and sees nothing outside
+    of the crop. Two products with interpolation matrices compute it, which run
+    on every compiler and accelerator.
 
     Args:
         size: positive int, S.
-        scale: pair of floats, 0 < low <= high <= 1, area relative to the
-            image's.
-        ratio: pair of positive floats, width to height.
+        scale: pair of floats, 0 < low <= high <= 1, range of the area relative
+            to the image's.
+        ratio: pair of positive floats, range of the width over the height.
 
     Output shape: `[B, S, S, 3]`.
 
@@ -143,7 +150,13 @@ class RandomResizedCrop(SeededAugmentation):
     attempts = 10
     num_uniforms = 2 * attempts + 2
 
-    def __init__(self, size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), **kwargs):
+    def __init__(
+        self,
+        size: int,
+        scale: Sequence[float] = (0.2, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if not isinstance(size, int) or size <= 0:
             raise ValueError(
@@ -153,17 +166,17 @@ class RandomResizedCrop(SeededAugmentation):
         _check_range("ratio", ratio)
         self.size, self.scale, self.ratio = size, tuple(scale), tuple(ratio)
 
-    def boxes(self, uniforms, height, width, numpy=np):
-        """What is cut out, as a function of uniform numbers.
+    def boxes(self, uniforms, height, width, numpy: Any = np):
+        """Returns the crops as a function of uniform numbers.
 
-        The same in a training step and where a file is decoded, which is done
-        without TensorFlow.
+        A training step and the decoding of a file, which runs without
+        TensorFlow, compute the same crops.
 
         Args:
             uniforms: float32 `[n, num_uniforms]` in [0, 1).
             height: float32 scalar, of the image.
             width: float32 scalar.
-            numpy: module to compute by: NumPy or `keras.ops`.
+            numpy: module that computes: NumPy or `keras.ops`.
 
         Returns:
             float32 `[n, 4]`, whole numbers: top, left, height, width.
@@ -196,7 +209,7 @@ class RandomResizedCrop(SeededAugmentation):
         return numpy.concatenate([corners, sizes], 1)
 
     def transformations(self, uniforms, images):
-        """Boxes int32 `[B, 4]`: top, left, height, width, in pixels."""
+        """Returns int32 `[B, 4]`: top, left, height, width, in pixels."""
         height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
         return tf.cast(self.boxes(uniforms, height, width, ops), tf.int32)
 
@@ -221,14 +234,18 @@ class RandomResizedCrop(SeededAugmentation):
 
 
 def _slots(orders):
-    """What fills the six places of the linear operations, for each order.
+    """Returns the linear operation in each of six slots, for each order.
 
-    Brightness, contrast and saturation are linear but for the clipping, and
-    cheap; hue is neither. So hue is evaluated once, with three places for the
-    others before it and three after, of which an order leaves three empty.
+    Brightness, contrast and saturation are cheap, and linear except for the
+    clipping. Hue is neither, and is computed once:
+
+        slot 0, slot 1, slot 2, hue, slot 3, slot 4, slot 5
+
+    An order puts its operations before hue into the first slots, and those
+    after hue into the last. The other three slots stay empty.
 
     Returns:
-        int32 `[len(orders) + 1, 6]`; in the last row all places are empty.
+        int32 `[len(orders) + 1, 6]`. The last row has empty slots only.
     """
     linear = {
         "brightness": operators.BRIGHTNESS,
@@ -247,18 +264,18 @@ def _slots(orders):
 class ColorJitter(SeededAugmentation):
     """Changes brightness, contrast, saturation and hue, in a random order.
 
-    Brightness multiplies by its factor; contrast blends with the mean of the
-    grey image, saturation with the grey image, `factor * image + (1 - factor)
-    * other`; each is clipped to [0, 255]. Factors are drawn from
-    U(max(0, 1 - x), 1 + x). Hue is turned in HSV by U(-x, x) turns. Every image
-    has one of the 24 orders, all equally likely.
+    Brightness multiplies by its factor. Contrast blends with the mean of the
+    grey image and saturation with the grey image: `factor * image +
+    (1 - factor) * other`. Each is clipped to [0, 255]. A factor is drawn from
+    U(max(0, 1 - x), 1 + x), where x is the argument. Hue is turned in HSV by
+    U(-x, x) turns. Each image has one of the 24 orders, all equally likely.
 
     Args:
         brightness: non-negative float.
         contrast: non-negative float.
         saturation: non-negative float.
         hue: float in [0, 0.5].
-        p: float in [0, 1], probability for an image to be changed at all.
+        p: float in [0, 1], probability that an image is changed at all.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -273,11 +290,11 @@ class ColorJitter(SeededAugmentation):
 
     def __init__(
         self,
-        brightness=0.0,
-        contrast=0.0,
-        saturation=0.0,
-        hue=0.0,
-        p=1.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        p: float = 1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -299,12 +316,12 @@ class ColorJitter(SeededAugmentation):
         self.hue, self.p = hue, p
 
     def transformations(self, uniforms, images):
-        """The draws of each image.
+        """Returns the draws of each image.
 
         Returns:
             dict of "factors" float32 `[B, 3]` (brightness, contrast,
-            saturation), "hue" float32 `[B]` in turns, "order" int32 `[B]`, an
-            index into `orders`, or 24 for an image that is left alone.
+            saturation), "hue" float32 `[B]` in turns, and "order" int32 `[B]`,
+            an index into `orders`, or 24 for an image that stays unchanged.
         """
         x = tf.constant(list(self.strengths.values()), tf.float32)
         factors = _between(uniforms[:, :3], tf.maximum(1 - x, 0), 1 + x)
@@ -345,10 +362,10 @@ class ColorJitter(SeededAugmentation):
 class RandomGrayscale(SeededAugmentation):
     """Makes images grey, in three equal channels.
 
-    The operator is `keras_cv.layers.Grayscale`'s.
+    `keras_cv.layers.Grayscale` computes the grey image.
 
     Args:
-        p: float in [0, 1], probability for an image to be changed.
+        p: float in [0, 1], probability that an image becomes grey.
 
     Raises:
         ValueError: if `p` is out of its range.
@@ -356,17 +373,17 @@ class RandomGrayscale(SeededAugmentation):
     Source: torchvision.transforms.RandomGrayscale.
     """
 
-    def __init__(self, p=0.1, **kwargs):
+    def __init__(self, p: float = 0.1, **kwargs):
         super().__init__(**kwargs)
         _check_probability(p)
         self.p = p
-        # With any seed, or it asks for the global generator, which
-        # deterministic TensorFlow refuses to make.
+        # Any seed will do. Without a seed the layer asks for the global
+        # generator, which deterministic TensorFlow refuses to create.
         grayscale = keras_cv.layers.Grayscale(output_channels=3, seed=1)
         self._grey = grayscale.augment_images
 
     def transformations(self, uniforms, images):
-        """bool `[B]`, which images become grey."""
+        """Returns bool `[B]`, which images become grey."""
         return uniforms[:, 0] < self.p
 
     def augment_images(self, images, transformations, **kwargs):
@@ -380,14 +397,14 @@ class RandomGrayscale(SeededAugmentation):
 class RandomGaussianBlur(SeededAugmentation):
     """Blurs with a Gaussian of random width, the same along both axes.
 
-    The edges are extended, as in MoCo's code, which blurs by PIL. PIL
-    approximates the Gaussian by three box blurs; this is the sampled Gaussian
-    itself.
+    The edges are extended as in MoCo's code. MoCo's code blurs by PIL, which
+    approximates the Gaussian by three box blurs. This layer samples the
+    Gaussian itself.
 
     Args:
-        sigma: pair of floats, 0 < low <= high, range of the uniformly drawn
-            standard deviation in pixels.
-        p: float in [0, 1], probability for an image to be changed.
+        sigma: pair of floats, 0 < low <= high, range of the standard deviation
+            in pixels, which is drawn uniformly.
+        p: float in [0, 1], probability that an image is blurred.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -397,14 +414,16 @@ class RandomGaussianBlur(SeededAugmentation):
 
     num_uniforms = 2
 
-    def __init__(self, sigma=(0.1, 2.0), p=0.5, **kwargs):
+    def __init__(
+        self, sigma: Sequence[float] = (0.1, 2.0), p: float = 0.5, **kwargs
+    ):
         super().__init__(**kwargs)
         _check_range("sigma", sigma)
         _check_probability(p)
         self.sigma, self.p = tuple(sigma), p
 
     def transformations(self, uniforms, images):
-        """dict of "sigma" float32 `[B]` and "drawn" bool `[B]`."""
+        """Returns a dict of "sigma" float32 `[B]` and "drawn" bool `[B]`."""
         return {
             "sigma": _between(uniforms[:, 0], *self.sigma),
             "drawn": uniforms[:, 1] < self.p,
@@ -431,7 +450,7 @@ class RandomHorizontalFlip(SeededAugmentation):
     """Mirrors images left to right.
 
     Args:
-        p: float in [0, 1], probability for an image to be mirrored.
+        p: float in [0, 1], probability that an image is mirrored.
 
     Raises:
         ValueError: if `p` is out of its range.
@@ -439,13 +458,13 @@ class RandomHorizontalFlip(SeededAugmentation):
     Source: torchvision.transforms.RandomHorizontalFlip.
     """
 
-    def __init__(self, p=0.5, **kwargs):
+    def __init__(self, p: float = 0.5, **kwargs):
         super().__init__(**kwargs)
         _check_probability(p)
         self.p = p
 
     def transformations(self, uniforms, images):
-        """bool `[B]`, which images are mirrored."""
+        """Returns bool `[B]`, which images are mirrored."""
         return uniforms[:, 0] < self.p
 
     def augment_images(self, images, transformations, **kwargs):
@@ -462,7 +481,7 @@ def _between(uniforms, low, high):
 
 
 def _check_range(name, pair, high=math.inf):
-    """Refuses all but pairs with 0 < pair[0] <= pair[1] <= high."""
+    """Raises ValueError unless 0 < pair[0] <= pair[1] <= high."""
     try:
         valid = len(pair) == 2 and 0 < pair[0] <= pair[1] <= high
     except TypeError:

@@ -1,9 +1,13 @@
 """Image operators with parameters per image, as pure functions.
 
-`images` are float32 `[B, H, W, 3]` in [0, 255]; everything compiles under XLA.
+`images` are float32 `[B, H, W, 3]` in [0, 255]. All operators compile under
+XLA.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -15,16 +19,21 @@ LUMA = (0.2989, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, NOTHING = range(4)
 
 
-def skippable(drawn, operator, images):
-    """`operator(images)`, which must leave images that are not `drawn` alone.
+def skippable(
+    drawn: tf.Tensor,
+    operator: Callable[[tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+) -> tf.Tensor:
+    """Returns `operator(images)`, computed only where it is worth it.
 
-    A batch of one, what a map over single images sees, skips the operator if
-    its image is not drawn. Larger batches run it: some image is nearly always
-    drawn, and accelerators dislike branches.
+    A batch of one image, as in a map over single images, skips the operator if
+    its image is not drawn. Larger batches always run it: some image is nearly
+    always drawn, and branches are slow on accelerators.
 
     Args:
-        drawn: bool `[B]`.
-        operator: function of images to images of the same shape.
+        drawn: bool `[B]`, the images that the operator changes.
+        operator: function of images to images of the same shape, which leaves
+            images that are not drawn unchanged.
         images: `[B, H, W, 3]`.
     """
     if images.shape[0] == 1:
@@ -32,14 +41,18 @@ def skippable(drawn, operator, images):
     return operator(images)
 
 
-def where(drawn, operator, images):
-    """`operator(images)` where `drawn`, the images as they are elsewhere.
+def where(
+    drawn: tf.Tensor,
+    operator: Callable[[tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+) -> tf.Tensor:
+    """Returns `operator(images)` where `drawn`, and the images elsewhere.
 
-    Arguments as of `skippable`.
+    Arguments are those of `skippable`, but the operator may change all images.
     """
 
     def chosen(images):
-        # Flat, as TensorFlow broadcasts a condition over four axes slowly.
+        # Flattened: TensorFlow broadcasts a condition over four axes slowly.
         shape = tf.shape(images)
         old = tf.reshape(images, [shape[0], -1])
         new = tf.reshape(operator(images), [shape[0], -1])
@@ -49,17 +62,19 @@ def where(drawn, operator, images):
     return skippable(drawn, chosen, images)
 
 
-def blend(images, operation, factors):
-    """One of the linear colour operations per image, clipped to [0, 255].
+def blend(
+    images: tf.Tensor, operation: tf.Tensor, factors: tf.Tensor
+) -> tf.Tensor:
+    """Applies one linear colour operation per image; clips to [0, 255].
 
-    `factor * image + (1 - factor) * other`, where `other` is black for
-    brightness, the mean of the grey image for contrast, and the grey image for
-    saturation.
+    The operation is `factor * image + (1 - factor) * other`, where `other` is
+    black for brightness, the mean of the grey image for contrast, and the grey
+    image for saturation.
 
     Args:
         images: `[B, H, W, 3]`.
         operation: int32 `[B]`, BRIGHTNESS, CONTRAST, SATURATION or NOTHING.
-        factors: float32 `[B, 3]`, a factor for each of the first three.
+        factors: float32 `[B, 3]`, of brightness, contrast and saturation.
     """
     factors = tf.pad(factors, [[0, 0], [0, 1]], constant_values=1.0)
     factor = tf.gather(factors, operation, batch_dims=1)
@@ -71,14 +86,14 @@ def blend(images, operation, factors):
     factor = factor[:, None, None]
 
     if hardware.current().accelerated:
-        # XLA makes one pass of elementwise operations, and reduces rows fast.
+        # XLA fuses elementwise operations to one pass and reduces rows fast.
         luma = pixels * tf.constant(LUMA)
         grey = tf.reduce_sum(luma, 2, keepdims=True)
         mean = tf.reduce_sum(luma, [1, 2], keepdims=True)
         mean /= tf.cast(tf.shape(pixels)[1], tf.float32)
         pixels = factor * pixels + saturation * grey
     else:
-        # A 3x3 matrix per image is one pass, whatever the operation.
+        # A 3x3 matrix per image takes one pass for every operation.
         grey = tf.tile(tf.constant(LUMA)[:, None], [1, 3])
         mean = tf.reduce_mean(pixels, 1, keepdims=True) @ grey
         pixels = pixels @ (factor * tf.eye(3) + saturation * grey)
@@ -86,7 +101,7 @@ def blend(images, operation, factors):
     return tf.ensure_shape(tf.reshape(pixels, shape), images.shape)
 
 
-def turn_hue(images, turns):
+def turn_hue(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     """Adds `turns` `[B]`, in [-1, 1], to the hue of HSV, in [0, 1)."""
     hsv = tf.image.rgb_to_hsv(images)
     hsv += tf.pad(turns[:, None], [[0, 0], [0, 2]])[:, None, None, :]
@@ -94,11 +109,13 @@ def turn_hue(images, turns):
     return tf.image.hsv_to_rgb(hsv)
 
 
-def separable(images, rows, columns):
-    """Weighted sums over rows, then over columns.
+def separable(
+    images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor
+) -> tf.Tensor:
+    """Returns weighted sums over rows, then over columns.
 
-    Resampling and blurring are both this, with matrices per image: `out[b] =
-    rows[b] @ images[b] @ columns[b].T` for every channel.
+    For every channel `out[b] = rows[b] @ images[b] @ columns[b].T`. Resampling
+    and blurring both have this form.
 
     Args:
         images: `[B, H, W, C]`.
@@ -112,12 +129,18 @@ def separable(images, rows, columns):
     return tf.einsum("bwW,bhWc->bhwc", columns, images)
 
 
-def resampling_weights(start, length, in_size, out_size):
-    """Weights of an antialiased bilinear resize of a crop, along one axis.
+def resampling_weights(
+    start: tf.Tensor,
+    length: tf.Tensor,
+    in_size: int | tf.Tensor,
+    out_size: int,
+) -> tf.Tensor:
+    """Returns weights of an antialiased bilinear resize along one axis.
 
-    Pixels of the result are triangle-weighted means of the pixels of the crop,
-    with a radius of one pixel, or of one pixel of the result if those are
-    larger: what PIL computes for the crop as an image of its own.
+    A pixel of the result is a triangle-weighted mean of the pixels of the
+    crop. The radius of the triangle is one pixel of the crop or of the result,
+    whichever is larger. PIL computes the same for a crop that was cut out
+    before.
 
     Args:
         start: float32 `[B]`, first pixel of the crop.
@@ -126,7 +149,7 @@ def resampling_weights(start, length, in_size, out_size):
         out_size: int, pixels of the result along the axis.
 
     Returns:
-        `[B, out_size, in_size]`; rows sum to 1.
+        float32 `[B, out_size, in_size]`, whose rows sum to 1.
     """
     start, length = start[:, None, None], length[:, None, None]
     step = length / out_size
@@ -139,16 +162,18 @@ def resampling_weights(start, length, in_size, out_size):
     return weights / tf.reduce_sum(weights, 2, keepdims=True)
 
 
-def gaussian_weights(sigma, size, max_sigma):
-    """Weights of a Gaussian blur along one axis, with the edges extended.
+def gaussian_weights(
+    sigma: tf.Tensor, size: int | tf.Tensor, max_sigma: float
+) -> tf.Tensor:
+    """Returns weights of a Gaussian blur along one axis, with extended edges.
 
     Args:
         sigma: float32 `[B]`, standard deviation in pixels.
         size: int scalar, pixels along the axis.
-        max_sigma: float, the largest `sigma` there can be.
+        max_sigma: float, upper limit of `sigma`.
 
     Returns:
-        `[B, size, size]`; rows sum to 1.
+        float32 `[B, size, size]`, whose rows sum to 1.
     """
     sigma = sigma[:, None, None]
 
@@ -157,8 +182,8 @@ def gaussian_weights(sigma, size, max_sigma):
 
     pixel = tf.range(tf.cast(size, tf.float32))
     weights = gaussian(pixel[:, None] - pixel)
-    # The border pixels stand for all that lies beyond them as well; further
-    # than 6 sigma that is less than float32 resolves.
+    # The border pixels also take the weights beyond the border. Beyond 6 sigma
+    # the weights are too small for float32.
     reach = tf.range(tf.cast(size + math.ceil(6 * max_sigma), tf.float32))
     beyond = tf.cumsum(gaussian(reach[:, None]), axis=1, reverse=True)
     beyond = beyond[:, :size]

@@ -1,6 +1,9 @@
-"""The pipelines of augmentations that the paper uses, one per teacher."""
+"""The paper's pipelines of augmentations, one for each teacher."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -21,18 +24,18 @@ _CACHE = 10_000_000  # bytes of images in float32
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 class View(keras.layers.Layer):
-    """One random view of each image: augmentation layers in a row.
+    """One random view of each image, by a sequence of augmentation layers.
 
-    Called on images uint8 or float `[B, H, W, 3]` in [0, 255], or on a single
-    one `[H, W, 3]`, it gives float32 `[B, S, S, 3]` or `[S, S, 3]` in the same
-    range. It runs eagerly, in `tf.data`, and compiled inside a training step,
-    also by XLA.
+    The input is images `[B, H, W, 3]`, uint8 or float in [0, 255], or a single
+    image `[H, W, 3]`. The result is float32 `[B, S, S, 3]` or `[S, S, 3]` in
+    the same range. A view runs eagerly, in `tf.data`, and compiled inside a
+    training step, also by XLA.
 
     With `seeds`, uint32 `[B, 2]` (`[2]` for a single image), one key per
-    image, a view is a function of the image and its key. Each layer derives
-    its own randomness from it. Without, every call draws anew. Layers of
-    KerasCV or Keras may stand among those of `seed_tf.views`; they have
-    randomness of their own, which the seeds do not reach.
+    image, a view is a function of the image and its key, from which each layer
+    derives its randomness. Without seeds every call draws anew. The layers may
+    include layers of KerasCV and Keras. Their own randomness does not follow
+    the seeds.
 
     Args:
         layers: list of augmentation layers, in order.
@@ -41,7 +44,8 @@ class View(keras.layers.Layer):
 
     >>> view = View([RandomResizedCrop(96), RandomHorizontalFlip()])
     >>> images = tf.zeros([8, 128, 128, 3], tf.uint8)
-    >>> seeds = seed_tf.random.image_seeds(seed=0, step=3, batch_size=8)
+    >>> keys = seed_tf.random.image_seeds(seed=0, step=3, batch_size=8)
+    >>> seeds = seed_tf.random.view_keys(keys)
     >>> view(images, seeds=seeds).shape
     TensorShape([8, 96, 96, 3])
 
@@ -49,51 +53,61 @@ class View(keras.layers.Layer):
 
     >>> dataset = dataset.map(view, num_parallel_calls=tf.data.AUTOTUNE)
 
-    If the first layer is a `RandomResizedCrop`, its part can be done where
-    files are decoded, with `crop_draws`; `cropped=True` then leaves it out.
+    If the first layer is a `RandomResizedCrop`, images can be cropped where
+    files are decoded, by the numbers of `crop_draws`. A call with
+    `cropped=True` then takes the crops and skips the first layer.
     """
 
-    def __init__(self, layers, dtype="float32", **kwargs):
+    def __init__(
+        self,
+        layers: Iterable[keras.layers.Layer],
+        dtype: str = "float32",
+        **kwargs,
+    ):
         super().__init__(dtype=dtype, **kwargs)
         self.layers = list(layers)
         self.built = True
 
     @property
-    def crops(self):
-        """What is cropped: a list of one pair, the first layer and 1.
+    def crops(self) -> list[tuple[RandomResizedCrop, int]]:
+        """The crop, as a list of one pair: the first layer and the number 1.
 
-        Empty if that is not a `RandomResizedCrop`.
+        Empty if the first layer is not a `RandomResizedCrop`.
         """
         first = self.layers[0] if self.layers else None
         return [(first, 1)] if isinstance(first, RandomResizedCrop) else []
 
-    def crop_draws(self, seeds):
-        """Random numbers with which to crop ahead of the call.
+    def crop_draws(self, seeds: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the random numbers by which images are cropped.
 
         Args:
-            seeds: uint32 `[..., 2]`, keys of images, as the call takes them.
+            seeds: uint32 `[..., 2]`, the seeds of the call.
 
         Returns:
-            for each of `crops` float32 `[..., count, num_uniforms]`, what
-            `RandomResizedCrop.boxes` takes.
+            for each of `crops` float32 `[..., count, num_uniforms]`, the
+            numbers that `RandomResizedCrop.boxes` takes.
         """
         seeds = random.fold_in(seeds[..., None, :], 0)
         return [random.uniform(seeds, x.num_uniforms) for x, _ in self.crops]
 
-    def call(self, images, seeds=None, cropped=False):
+    def call(
+        self,
+        images: tf.Tensor,
+        seeds: tf.Tensor | None = None,
+        cropped: bool = False,
+    ) -> tf.Tensor:
         images = tf.convert_to_tensor(images)
         single = images.shape.rank == 3
         if single:
             images = images[None]
             seeds = None if seeds is None else seeds[None]
-        block = None if seeds is None else self._images_in_cache(images)
-        if block:
+        if seeds is not None and (block := self._images_in_cache(images)):
             images, seeds = (
                 tf.reshape(x, (-1, block, *x.shape[1:]))
                 for x in (images, seeds)
             )
             blocks = tf.map_fn(
-                lambda x: self._see(*x, cropped),
+                lambda x: self._see(x[0], x[1], cropped),
                 (images, seeds),
                 fn_output_signature=tf.float32,
                 parallel_iterations=1,
@@ -116,16 +130,17 @@ class View(keras.layers.Layer):
         return tf.cast(images, self.compute_dtype)
 
     def _images_in_cache(self, images):
-        """How many images a processor should see at a time, None for all.
+        """Returns how many images to process at a time, None for all.
 
-        Each of some hundred operations reads and writes all of them.
+        About a hundred operations read and write all of these images, which is
+        fast while the images fit into the processor's cache.
         """
         batch, *shape = images.shape
         if None in (batch, *shape) or hardware.current().accelerated:
             return None
         most = min(_CACHE // (4 * math.prod(shape)), batch)
         block = next(n for n in range(max(most, 1), 0, -1) if batch % n == 0)
-        # A batch of one image takes another way, see `operators.skippable`.
+        # Not one image at a time: `operators.skippable` would branch.
         return block if 1 < block < batch else None
 
     def get_config(self):
@@ -140,24 +155,30 @@ class View(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 class MultiCrop(keras.layers.Layer):
-    """One large view and several small views of each image, for small patches.
+    """One large view and several small views of each image.
 
-    Called on a batch as `View`, with or without `seeds`, it gives a pair: the
-    large views `[B, S, S, 3]`, and the small ones `[num_small * B, s, s, 3]`,
-    of which the first B rows are the first small view of every image. All are
-    independent of one another.
+    The input is a batch of images, with or without `seeds`, as for `View`. The
+    result is a pair: the large views `[B, S, S, 3]`, and the small views
+    `[num_small * B, s, s, 3]`, whose first B rows are the first small view of
+    every image. All views are independent of one another.
 
     Args:
-        global_view: View, or a callable of its kind.
-        small_view: View, or a callable of its kind.
+        global_view: View, or a callable like it, for the large view.
+        small_view: View, or a callable like it, for the small views.
         num_small: positive int.
 
     Raises:
-        ValueError: if `num_small` is not positive, or the input is no batch.
+        ValueError: if `num_small` is not positive, or the input is not a
+            batch.
     """
 
     def __init__(
-        self, global_view, small_view, num_small=6, dtype="float32", **kwargs
+        self,
+        global_view: Callable,
+        small_view: Callable,
+        num_small: int = 6,
+        dtype: str = "float32",
+        **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
         if not isinstance(num_small, int) or num_small <= 0:
@@ -170,8 +191,8 @@ class MultiCrop(keras.layers.Layer):
         self.built = True
 
     @property
-    def crops(self):
-        """What is cropped: pairs of a layer and how many crops of an image.
+    def crops(self) -> list[tuple[RandomResizedCrop, int]]:
+        """The crops, as pairs of a layer and its number of crops per image.
 
         Empty if a view does not begin with a `RandomResizedCrop`.
         """
@@ -182,8 +203,8 @@ class MultiCrop(keras.layers.Layer):
         ]
         return crops if len(crops) == len(self._views) else []
 
-    def crop_draws(self, seeds):
-        """As `View.crop_draws`."""
+    def crop_draws(self, seeds: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the numbers by which to crop, see `View.crop_draws`."""
         keys = random.fold_in(seeds[..., None, :], tf.range(1 + self.num_small))
         keys = tf.split(keys, [count for _, count in self._views], axis=-2)
         return [
@@ -195,7 +216,12 @@ class MultiCrop(keras.layers.Layer):
     def _views(self):
         return [(self.global_view, 1), (self.small_view, self.num_small)]
 
-    def call(self, images, seeds=None, cropped=False):
+    def call(
+        self,
+        images: tf.Tensor | Sequence[tf.Tensor],
+        seeds: tf.Tensor | None = None,
+        cropped: bool = False,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         if cropped:
             large, small = (tf.convert_to_tensor(crops) for crops in images)
             large, small = large[:, 0], tf.transpose(small, [1, 0, 2, 3, 4])
@@ -216,7 +242,7 @@ class MultiCrop(keras.layers.Layer):
                 options["seeds"] = key
             return view(images, **options)
 
-        # One small view after the other, so that images need not be repeated.
+        # One small view after the other: the images need not be repeated.
         small = tf.map_fn(
             (lambda pair: see(self.small_view, *pair))
             if cropped
@@ -243,8 +269,10 @@ class MultiCrop(keras.layers.Layer):
         return cls(**{**config, **views})
 
 
-def multi_crop(global_view, small_view, num_small=6):
-    """Returns the views of the paper's small patches, see `MultiCrop`.
+def multi_crop(
+    global_view: Callable, small_view: Callable, num_small: int = 6
+) -> MultiCrop:
+    """Returns a large view and small patches of each image, see `MultiCrop`.
 
     Source: the paper's small patches, after Caron et al., arXiv 2006.09882
     (SwAV).
@@ -257,14 +285,20 @@ def multi_crop(global_view, small_view, num_small=6):
     return MultiCrop(global_view, small_view, num_small)
 
 
-def moco_v1(size=224, *, scale=(0.2, 1.0), flip=True):
-    """The views of MoCo v1: crop, grey, colour jitter on all, flip.
+def moco_v1(
+    size: int = 224,
+    *,
+    scale: Sequence[float] = (0.2, 1.0),
+    flip: bool = True,
+) -> View:
+    """Returns the views of MoCo v1: crop, grey, colour jitter, flip.
 
     Args:
         size: positive int, S.
-        scale: pair of floats, area of the crop relative to the image's.
-        flip: bool, whether half of the views are mirrored; False for images
-            such as digits, whose mirror image is another thing.
+        scale: pair of floats, range of the area of the crop relative to the
+            image's.
+        flip: bool, whether half of the views are mirrored. Pass False for
+            images that change their meaning when mirrored, such as digits.
 
     Returns:
         View, uint8 or float `[B, H, W, 3]` -> float32 `[B, S, S, 3]`, both in
@@ -282,10 +316,15 @@ def moco_v1(size=224, *, scale=(0.2, 1.0), flip=True):
     )
 
 
-def moco_v2(size=224, *, scale=(0.2, 1.0), flip=True):
-    """The views of MoCo v2: crop, colour jitter, grey, blur, flip.
+def moco_v2(
+    size: int = 224,
+    *,
+    scale: Sequence[float] = (0.2, 1.0),
+    flip: bool = True,
+) -> View:
+    """Returns the views of MoCo v2: crop, colour jitter, grey, blur, flip.
 
-    Arguments and result as of `moco_v1`.
+    Arguments and result are those of `moco_v1`.
 
     Source: Chen et al., arXiv 2003.04297.
     """
@@ -300,31 +339,46 @@ def moco_v2(size=224, *, scale=(0.2, 1.0), flip=True):
     )
 
 
-def simclr(size=224, *, scale=(0.2, 1.0), flip=True):
-    """The views for a SimCLR teacher, which are those of `moco_v1`.
+def simclr(
+    size: int = 224,
+    *,
+    scale: Sequence[float] = (0.2, 1.0),
+    flip: bool = True,
+) -> View:
+    """Returns the views for a SimCLR teacher, the same as `moco_v1`.
 
-    So the authors' code has it. SimCLR's own are stronger: area from 0.08,
-    jitter 0.8/0.8/0.8/0.2.
+    This follows the authors' code. SimCLR itself has stronger views: area from
+    0.08, jitter 0.8/0.8/0.8/0.2.
 
-    Arguments and result as of `moco_v1`.
+    Arguments and result are those of `moco_v1`.
     """
     return moco_v1(size, scale=scale, flip=flip)
 
 
-def swav(size=224, *, scale=(0.14, 1.0), flip=True):
-    """The views of a SwAV teacher: those of `moco_v2`, from smaller crops.
+def swav(
+    size: int = 224,
+    *,
+    scale: Sequence[float] = (0.14, 1.0),
+    flip: bool = True,
+) -> View:
+    """Returns the views of a SwAV teacher: `moco_v2` with smaller crops.
 
-    Arguments and result as of `moco_v1`.
+    Arguments and result are those of `moco_v1`.
 
     Source: Caron et al., arXiv 2006.09882.
     """
     return moco_v2(size, scale=scale, flip=flip)
 
 
-def small_patches(size=96, *, scale=(0.05, 0.14), flip=True):
-    """The small views of `multi_crop`: those of `swav`, of small areas.
+def small_patches(
+    size: int = 96,
+    *,
+    scale: Sequence[float] = (0.05, 0.14),
+    flip: bool = True,
+) -> View:
+    """Returns small views for `multi_crop`: `swav` with much smaller crops.
 
-    Arguments and result as of `moco_v1`.
+    Arguments and result are those of `moco_v1`.
     """
     return swav(size, scale=scale, flip=flip)
 
