@@ -25,7 +25,7 @@ def load_encoder(path, *, source="auto"):
     Args:
         path: one of
             - a `.keras` file, or the folder of a run of
-              `experiments.pretrain` or `experiments.distill`;
+              `seed_tf.pretrain` or `seed_tf.distill`;
             - a PyTorch file (this needs the extra `torch`), see
               docs/checkpoints.md for those that are known;
             - the prefix, or the folder, of a TensorFlow checkpoint of SimCLR.
@@ -154,7 +154,8 @@ def build(contents, path):
                 for kind, names in problems.items()
                 if names
             )
-            + ". Nothing was loaded. experiments.convert --explain tells more."
+            + ". Nothing was loaded. The command "
+            "seed-tf convert --explain shows more."
         )
     assign(contents, wanted)
     return encoder

@@ -27,6 +27,7 @@ from seed_tf.config import setting
 
 Settings = TypeVar("Settings")
 Error = flags.Error
+QUOTES = "\"'"
 
 
 class HelpRequested(Exception):  # noqa: N818
@@ -187,7 +188,7 @@ def as_flags(message: str, names: Sequence[str]) -> str:
 
     The library writes arguments in backticks: `` `output` `` becomes
     `--output`, `` `overwrite=True` `` becomes `--overwrite`, and
-    `` `queue_size=64` `` becomes `--queue_size=64`.
+    `` `strategy='one'` `` becomes `--strategy=one`.
 
     Args:
         message: str.
@@ -200,7 +201,11 @@ def as_flags(message: str, names: Sequence[str]) -> str:
             return match[0]
         if value in (None, "True"):
             return f"--{name}"
-        return f"--no{name}" if value == "False" else f"--{name}={value}"
+        return (
+            f"--no{name}"
+            if value == "False"
+            else f"--{name}={value.strip(QUOTES)}"
+        )
 
     return re.sub(r"`(?P<name>\w+)(?:=(?P<value>[^`]*))?`", flag, message)
 

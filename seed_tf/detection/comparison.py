@@ -160,7 +160,7 @@ def table(scores, fmt="text"):
 def write_results(folder, scores, images, detections, **drawing):
     """Writes results.json, .csv, .md and .png, and detections.png.
 
-    These are files as of `experiments.evaluate`, which would overwrite them:
+    These are files as of `seed-tf evaluate`, which would overwrite them:
     give a folder of their own.
 
     Args:

@@ -41,7 +41,7 @@ class Results:
                 of other kinds, or damaged ones.
         """
         path = os.path.join(folder, "scores.json")
-        remedy = "Choose another --output, or remove them."
+        remedy = "Choose another `output`, or remove them."
         try:
             with open(path, encoding="utf-8") as file:
                 earlier = json.load(file)

@@ -48,7 +48,7 @@ def read_index(folder, encoder, *, image_size, resize):
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{folder!r} holds no index that can be read: {error}. Make one "
-            "by: python -m experiments.search index"
+            "with seed_tf.search.build, or the command seed-tf search index."
         ) from error
     if count != len(embeddings):
         raise ValueError(

@@ -49,8 +49,8 @@ class Index:
             raise ValueError(
                 f"{path!r} holds no index"
                 + (" yet: it is unfinished" if unfinished else "")
-                + ". Make one by: python -m experiments.search index "
-                f"--images=<folder> --encoder=<file> --index={path}"
+                + ". Make one with seed_tf.search.build, or the command "
+                "seed-tf search index."
             )
         try:
             self.config = read_json(self._file("index.json"))
@@ -173,7 +173,7 @@ class ImageSearch:
         except ValueError as error:
             raise ValueError(
                 f"The encoder of {index.path!r} cannot be loaded; tell by "
-                f"--encoder where it is. {error}"
+                f"`encoder` where it is. {error}"
             ) from error
         found = fingerprint(model)
         if found != config["fingerprint"]:

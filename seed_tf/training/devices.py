@@ -60,7 +60,7 @@ def make_strategy(name="auto", tpu=None):
         if not gpus:
             raise ValueError(
                 'The strategy "mirrored" needs GPUs, and TensorFlow sees none: '
-                "choose --strategy=one, or install the extra `cuda`."
+                "choose `strategy='one'`, or install the extra `cuda`."
             )
         return tf.distribute.MirroredStrategy()
     if name == "multiworker":
@@ -217,7 +217,7 @@ def _tpu_strategy(address):
     elif not any(map(glob.glob, _TPU_FILES)):
         raise ValueError(
             'The strategy "tpu" needs a TPU, and this host has none. Give its '
-            "address by --tpu=grpc://host:port, or start on a TPU VM."
+            "address as `tpu='grpc://host:port'`, or start on a TPU VM."
         )
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
         address or "local"

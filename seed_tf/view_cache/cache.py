@@ -102,7 +102,8 @@ class ViewCache(FixedViews):
         except OSError as error:
             raise ValueError(
                 f"No view cache in {path!r}: {CONFIG} cannot be read "
-                f"({error.strerror}). Make one by experiments.cache."
+                f"({error.strerror}). Make one with "
+                "seed_tf.view_cache.build, or the command seed-tf cache."
             ) from error
         super().__init__(self.config["seed"], self.config["views_per_image"])
         self._shape = row_shape(self.config)
@@ -196,7 +197,7 @@ class ViewCache(FixedViews):
             raise ValueError(
                 f"The view cache {self.path!r} is of {other}. "
                 f"{'; '.join(different)}. Train with the {name} that it was "
-                "made of, or make another one by experiments.cache."
+                "made of, or make another one with seed-tf cache."
             )
 
 
@@ -270,7 +271,7 @@ def whole_shards(path, config):
             problems.append(f"{missing} of {number + 1} files missing")
         raise ValueError(
             f"The view cache {path!r} is not whole: {'; '.join(problems)}. "
-            "Run the command of experiments.cache that made it again: it "
-            "computes what is missing or damaged, and nothing else."
+            "Repeat the call or the command that made it: it computes only "
+            "what is missing or damaged."
         )
     return shards

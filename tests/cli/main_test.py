@@ -191,6 +191,7 @@ class FlagsTest(parameterized.TestCase):
         ("Use `overwrite=True`.", "Use --overwrite."),
         ("Use `flip=False`.", "Use --noflip."),
         ("`epochs=3` and `steps`", "--epochs=3 and `steps`"),
+        ("Use `strategy='one'`.", "Use --strategy=one."),
         ("the `Encoder`'s `output`", "the `Encoder`'s --output"),
     )
     def test_as_flags(self, message, expected):

@@ -416,7 +416,7 @@ class ViewCacheTest(parameterized.TestCase):
         message = str(caught.exception)
         for expected in (
             f"damaged: {flipped.name} (its checksum is wrong), {short.name} (",
-            "; 1 of 3 files missing. Run the command of experiments.cache",
+            "; 1 of 3 files missing. Repeat the call",
         ):
             self.assertIn(expected, message)
         gone.write_bytes(file_of(self.path, 2).read_bytes())
@@ -500,7 +500,7 @@ class ViewCacheTest(parameterized.TestCase):
         ) as caught:
             batches(self.opened, self.data, other())
         self.assertRegex(str(caught.exception), difference)
-        self.assertIn("experiments.cache", str(caught.exception))
+        self.assertIn("seed-tf cache", str(caught.exception))
 
     def test_squares_of_another_size(self):
         given = seed_tf.views.View([seed_tf.views.RandomHorizontalFlip()])
@@ -546,7 +546,7 @@ class ViewCacheTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "num_views=2. Use"):
             batches(self.opened, self.data, num_views=2)
         student = model(teacher=self.teacher, same_view=False)
-        with self.assertRaisesRegex(ValueError, "`same_view=False` needs an"):
+        with self.assertRaisesRegex(ValueError, "`same_view=False` gives the"):
             student.test_step(noise_batch())
 
     def test_embeddings_that_do_not_fit_the_student(self):
