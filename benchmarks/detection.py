@@ -109,7 +109,7 @@ def main(_):
         batch_size=FLAGS.batch_size,
         learning_rate=FLAGS.learning_rate,
         flip=False,  # mirrored, a digit is another sign
-        tell=lambda text: print(text, flush=True),
+        log=lambda text: print(text, flush=True),
     )
     detection.write_results(FLAGS.output, scores, images, drawn, threshold=0.3)
     seconds = duration(time.monotonic() - start)

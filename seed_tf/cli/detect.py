@@ -118,7 +118,7 @@ def run(call: Call[Settings]) -> None:
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         flip=settings.flip and settings.dataset != "synthetic_detection",
-        tell=lambda text: print(text, flush=True),
+        log=lambda text: print(text, flush=True),
     )
     if settings.output:
         # Not among the files of evaluate, which have the same names.

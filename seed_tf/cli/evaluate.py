@@ -136,7 +136,7 @@ def evaluation_config(settings: Settings):
         fine_tune_epochs=settings.fine_tune_epochs,
         fine_tune_batch_size=settings.fine_tune_batch_size,
         cache_dir=cache,
-        tell=lambda text: print(text, flush=True),
+        log=lambda text: print(text, flush=True),
     )
 
 

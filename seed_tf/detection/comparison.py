@@ -30,7 +30,7 @@ def compare(
     frozen_norm=(),
     smallest_anchor=32.0,
     num_pictures=6,
-    tell=logging.info,
+    log=logging.info,
     **training,
 ):
     """Fine-tunes and judges a detector of each start and seed.
@@ -46,7 +46,7 @@ def compare(
         frozen_norm: names of the starts whose BatchNorm is kept.
         smallest_anchor: see `detector`.
         num_pictures: int, images of `test` for a picture.
-        tell: function of one str, told of progress.
+        log: function of one str, called with lines of progress.
         **training: as of `fine_tune_detector`.
 
     Returns:
@@ -68,7 +68,7 @@ def compare(
     scores = {name: [] for name in starts}
     for seed in seeds:
         for name, start in starts.items():
-            tell(f"\n{name}, seed {seed}")
+            log(f"\n{name}, seed {seed}")
             encoder = start(seed)
             keras.utils.set_random_seed(seed)  # the same heads for all
             model = detector(
@@ -77,9 +77,9 @@ def compare(
                 smallest_anchor=smallest_anchor,
                 frozen_norm=name in frozen_norm,
             )
-            fine_tune_detector(model, train, seed=seed, tell=tell, **training)
+            fine_tune_detector(model, train, seed=seed, log=log, **training)
             metrics = evaluate_detector(model, test)
-            tell(", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            log(", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
             scores[name].append(metrics)
             drawn.setdefault(name, detect(model, images))
     return scores, images, drawn

@@ -32,7 +32,7 @@ def fine_tune_detector(
     weight_decay=1e-4,
     flip=True,
     seed=0,
-    tell=logging.info,
+    log=logging.info,
 ):
     """Trains a detector, in place.
 
@@ -53,7 +53,7 @@ def fine_tune_detector(
         flip: bool, mirror half of the images; not for digits or text.
         seed: int, of order and flips. The heads' start is Keras's own:
             `keras.utils.set_random_seed`.
-        tell: function of one str, told of progress and the time left.
+        log: function of one str, called with lines of progress.
 
     Returns:
         List of floats, the loss of each tenth of the steps.
@@ -113,7 +113,7 @@ def fine_tune_detector(
         box_loss="smoothl1",
         jit_compile=False,
     )
-    watch = _Watch(steps, epochs, learning_rate, tell)
+    watch = _Watch(steps, epochs, learning_rate, log)
     with _unnamed_inputs():
         model.fit(
             batches.take(steps),
@@ -135,10 +135,10 @@ def _unnamed_inputs():
 class _Watch(keras.callbacks.Callback):
     """Tells of every tenth of the steps; stops where the loss is not finite."""
 
-    def __init__(self, steps, parts, learning_rate, tell):
+    def __init__(self, steps, parts, learning_rate, log):
         super().__init__()
         self._ends = [round(steps * i / parts) for i in range(1, parts + 1)]
-        self._steps, self._rate, self._tell = steps, learning_rate, tell
+        self._steps, self._rate, self._log = steps, learning_rate, log
         self._start, self._sum, self._count = None, 0.0, 0
         self.losses = []
 
@@ -160,7 +160,7 @@ class _Watch(keras.callbacks.Callback):
         self._sum, self._count = total, done
         self.losses.append(loss)
         seconds = (time.monotonic() - self._start) / max(1, batch)
-        self._tell(
+        self._log(
             f"detector: step {done:,}/{self._steps:,}, loss {loss:.3f}, "
             f"{duration(seconds * (self._steps - done))} left"
         )

@@ -18,14 +18,17 @@ from seed_tf.evaluation.linear_probe import (
     choose_learning_rate,
     linear_probe,
 )
+from seed_tf.evaluation.monitor import KNN, NeighbourAgreement
 from seed_tf.evaluation.retrieval import RetrievalResult, retrieval
 from seed_tf.evaluation.ridge_probe import RidgeResult, ridge_probe
 
 __all__ = [
+    "KNN",
     "DivergenceError",
     "FeatureCache",
     "FineTuneResult",
     "LabelledImages",
+    "NeighbourAgreement",
     "ProbeResult",
     "RetrievalResult",
     "RidgeResult",

@@ -42,7 +42,7 @@ class EvaluationConfig:
             labels and 30 with more.
         fine_tune_batch_size: int.
         cache_dir: str, where features are kept; None for nowhere.
-        tell: function of one str, for progress.
+        log: function of one str, called with lines of progress.
     """
 
     train: LabelledImages
@@ -57,10 +57,10 @@ class EvaluationConfig:
     fine_tune_epochs: int | None = None
     fine_tune_batch_size: int = 256
     cache_dir: str | None = None
-    tell: Callable = logging.info
+    log: Callable = logging.info
 
     def __post_init__(self):
-        self._cache = FeatureCache(self.cache_dir, tell=self.tell)
+        self._cache = FeatureCache(self.cache_dir, log=self.log)
         self._folder = tempfile.TemporaryDirectory(prefix="subsets_")
         self._subsets = {}
         self.neighbours, self.labels = {}, ()
@@ -148,7 +148,7 @@ class EvaluationConfig:
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             seed=seed,
-            tell=self.tell,
+            log=self.log,
         )
 
     def probe(self, model, seed):
@@ -188,7 +188,7 @@ class EvaluationConfig:
                 epochs=self.probe_epochs,
                 steps_per_epoch=steps_per_epoch,
                 seed=seed,
-                tell=self.tell,
+                log=self.log,
             )
 
         rate, *others = self.learning_rates or (paper_rate(model),)
@@ -203,7 +203,7 @@ class EvaluationConfig:
         return probe(rate, self.test.load()), rate
 
     def _tell_rates(self, found):
-        self.tell(
+        self.log(
             "linear probe, held-out accuracy by rate: "
             + ", ".join(
                 f"{x:g}: {'diverged' if y is None else f'{100 * y:.1f}'}"

@@ -41,7 +41,7 @@ class FeatureCache:
     Args:
         folder: str, made if need be; None for a temporary one, which is
             removed with this object.
-        tell: function of one str, told what is embedded.
+        log: function of one str, called with lines of progress.
 
     Example:
 
@@ -53,13 +53,13 @@ class FeatureCache:
     ((1297, 4), (1297,))
     """
 
-    def __init__(self, folder=None, *, tell=logging.info):
+    def __init__(self, folder=None, *, log=logging.info):
         if folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="features_")
             folder = self._temporary.name
         self._folder = os.path.abspath(os.path.expanduser(folder))
         os.makedirs(self._folder, exist_ok=True)
-        self._tell, self._whole = tell, set()
+        self._log, self._whole = log, set()
 
     def features(self, model, images, output="features"):
         """`embed`, or what an earlier call of it left.
@@ -87,7 +87,7 @@ class FeatureCache:
             if output == "embeddings" and isinstance(model, Encoder):
                 batches = _through_head(model, *self.features(model, images))
             else:
-                self._tell(f"Embedding {images.dataset} {images.split} ...")
+                self._log(f"Embedding {images.dataset} {images.split} ...")
                 embed = batch_embedder(model, output=output)
                 batches = embed(images.load())
             _write(path, batches)

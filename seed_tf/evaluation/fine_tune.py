@@ -63,7 +63,7 @@ def fine_tune(
     momentum=0.9,
     weight_decay=0.0,
     seed=0,
-    tell=logging.info,
+    log=logging.info,
 ):
     """Trains a copy of an encoder, with a new classifier, on labelled images.
 
@@ -89,7 +89,7 @@ def fine_tune(
         momentum: float.
         weight_decay: float, coupled (see `seed_tf.training.SGD`).
         seed: int, of classifier, order and views.
-        tell: function of one str, told of progress and the time left.
+        log: function of one str, called with lines of progress.
 
     Returns:
         A `FineTuneResult`.
@@ -172,7 +172,7 @@ def fine_tune(
         steps_per_epoch=steps_per_epoch,
         shuffle=False,  # done, and Keras warns of its own default
         verbose=0,
-        callbacks=[_Watch(epochs, learning_rate, tell)],
+        callbacks=[_Watch(epochs, learning_rate, log)],
     )
     accuracy, mean_per_class = _accuracies(model, test)
     loss = history.history["loss"][-1]
@@ -182,9 +182,9 @@ def fine_tune(
 class _Watch(keras.callbacks.Callback):
     """Tells of every epoch; stops where the loss is not finite."""
 
-    def __init__(self, epochs, learning_rate, tell):
+    def __init__(self, epochs, learning_rate, log):
         super().__init__()
-        self._epochs, self._rate, self._tell = epochs, learning_rate, tell
+        self._epochs, self._rate, self._log = epochs, learning_rate, log
         self._start = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -195,7 +195,7 @@ class _Watch(keras.callbacks.Callback):
                 f"the learning rate. Received: learning_rate={self._rate}."
             )
         left = (time.monotonic() - self._start) / done * (self._epochs - done)
-        self._tell(
+        self._log(
             f"fine-tuning: epoch {done}/{self._epochs}, loss {loss:.3f}, "
             f"{left / 60:.1f} min left"
         )

@@ -64,7 +64,7 @@ def linear_probe(
     weight_decay=0.0,
     standardize=False,
     seed=0,
-    tell=logging.info,
+    log=logging.info,
 ):
     """Trains a linear classifier on a frozen encoder, by the paper's protocol.
 
@@ -107,7 +107,7 @@ def linear_probe(
             anywhere from 1 to 30, then suits features of every scale and
             width. `kernel` and `bias` of the result have it folded in.
         seed: int, of kernel, shuffling and views.
-        tell: function of one str, told of the epochs of an encoder.
+        log: function of one str, called with lines of progress.
 
     Returns:
         A `ProbeResult`.
@@ -210,7 +210,7 @@ def linear_probe(
             )
         if encoder is not None:
             left = (time.monotonic() - start) / (i + 1) * (epochs - i - 1)
-            tell(
+            log(
                 f"probe: epoch {i + 1}/{epochs}, loss {loss:.3f}, "
                 f"{left / 60:.1f} min left"
             )

@@ -191,7 +191,7 @@ def evaluate(encoders, protocols, task, *, seeds=1):
                 if seed and not (random or untrained):
                     continue
                 of_seed = f", seed {seed}" if seeds > 1 else ""
-                task.tell(f"{name}: {protocol}{of_seed} ...")
+                task.log(f"{name}: {protocol}{of_seed} ...")
                 for column, value in run(name, model, task, seed):
                     columns.setdefault(column, []).append(value)
     pictures = {}

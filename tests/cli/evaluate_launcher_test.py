@@ -74,7 +74,7 @@ class ProtocolsTest(parameterized.TestCase):
         results = protocols.evaluate(
             {"a": encoder},
             ["knn", "ridge", "retrieval", "linear"],
-            task(ks=(1, 5), probe_epochs=5, tell=lines.append),
+            task(ks=(1, 5), probe_epochs=5, log=lines.append),
         )
         found = results.rows()[0]
         data = [
@@ -221,7 +221,7 @@ class ProtocolsTest(parameterized.TestCase):
     def test_rate_of_the_probe_on_views_is_chosen_on_images_held_out(self):
         told, probed = [], []
         work = task(
-            learning_rates=(0.1, 2.0, 9.0), probe_epochs=2, tell=told.append
+            learning_rates=(0.1, 2.0, 9.0), probe_epochs=2, log=told.append
         )
 
         def probe(*data, learning_rate, steps_per_epoch, **options):
@@ -303,7 +303,7 @@ class ProtocolsTest(parameterized.TestCase):
             protocols.evaluate(
                 {"a": tiny_encoder()},
                 names,
-                task(tell=refuse, **options),
+                task(log=refuse, **options),
                 seeds=seeds,
             )
 
@@ -387,7 +387,7 @@ class ProtocolsTest(parameterized.TestCase):
             protocols.evaluate(
                 {"a": tiny_encoder()},
                 [protocol],
-                protocols.EvaluationConfig(train, test, ks=(1,), tell=refuse),
+                protocols.EvaluationConfig(train, test, ks=(1,), log=refuse),
             )
 
     @parameterized.parameters(*CLASSES.items())

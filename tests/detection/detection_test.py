@@ -346,7 +346,7 @@ class FineTuneTest(parameterized.TestCase):
             batch_size=2,
             learning_rate=0.08,
             flip=False,
-            tell=told.append,
+            log=told.append,
         )
         self.assertLen(losses, 10)
         self.assertLess(losses[-1], 0.9 * losses[0])

@@ -523,7 +523,7 @@ class LinearProbeTest(parameterized.TestCase):
         )
         options = {"num_classes": 3, "epochs": 30, "learning_rate": 1.0}
         options["standardize"] = True
-        options["tell"] = (told := []).append
+        options["log"] = (told := []).append
         viewed, again = (
             evaluation.linear_probe(
                 train, test, encoder=encoder, view=view, **options

@@ -81,7 +81,7 @@ class FeatureCacheTest(parameterized.TestCase):
         self.counter = Counter()
 
     def cache(self):
-        return evaluation.FeatureCache(self.folder, tell=self.counter)
+        return evaluation.FeatureCache(self.folder, log=self.counter)
 
     @parameterized.parameters("features", "embeddings")
     def test_equals_embed(self, output):
@@ -182,7 +182,7 @@ class FeatureCacheTest(parameterized.TestCase):
             "keras.layers.Conv2D(1, 1)\n"
             "folder, data, path = sys.argv[1:]\n"
             "images = evaluation.LabelledImages('folder', 'train', data, 16)\n"
-            "cache = evaluation.FeatureCache(folder, tell=print)\n"
+            "cache = evaluation.FeatureCache(folder, log=print)\n"
             "cache.features(keras.saving.load_model(path), images)\n"
         )
         said = subprocess.run(
@@ -205,7 +205,7 @@ class FeatureCacheTest(parameterized.TestCase):
             self.counter(text)
             self.cache().features(encoder, self.images)
 
-        cache = evaluation.FeatureCache(self.folder, tell=meanwhile)
+        cache = evaluation.FeatureCache(self.folder, log=meanwhile)
         features, _ = cache.features(encoder, self.images)
         self.assertEqual(self.counter.passes, 2)
         expected = evaluation.embed(encoder, self.images.load())[0]
@@ -280,7 +280,7 @@ class FeatureCacheTest(parameterized.TestCase):
         self.assertEqual(os.listdir(self.folder), [])
 
     def test_without_a_folder_nothing_is_left(self):
-        cache = evaluation.FeatureCache(tell=self.counter)
+        cache = evaluation.FeatureCache(log=self.counter)
         features, _ = cache.features(tiny_encoder(), self.images)
         folder = os.path.dirname(os.path.dirname(features.filename))
         self.assertTrue(os.path.isdir(folder))

@@ -55,7 +55,7 @@ class FineTuneTest(parameterized.TestCase):
             epochs=6,
             batch_size=16,
             learning_rate=1.0,
-            tell=told.append,
+            log=told.append,
         )
         self.assertGreater(result.accuracy, 0.9)
         self.assertLess(result.loss, 0.6)

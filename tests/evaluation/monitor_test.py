@@ -5,6 +5,8 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
+import seed_tf
+from seed_tf import evaluation, views
 from seed_tf.evaluation import (
     knn,
     nearest_others,
@@ -130,6 +132,52 @@ class MonitorTest(parameterized.TestCase):
                 (features[:30], labels[:30]), (features[30:], labels[30:]), k=10
             )
             self.assertAlmostEqual(measured.accuracy(), expected)
+
+    def test_callbacks_of_a_plain_fit(self):
+        images, labels = pictures(40), np.arange(40) % 3
+        data = tf.data.Dataset.from_tensor_slices((images, labels))
+        train, test = data.take(30).batch(7), data.skip(30).batch(7)
+        encoder, teacher = tower(4, seed=0), tower(4, seed=1)
+        encoder.compile(keras.optimizers.SGD(1e-3), "mse")
+        history = encoder.fit(
+            images / 255.0,
+            np.zeros([40, 4]),
+            epochs=3,
+            verbose=0,
+            callbacks=[
+                evaluation.NeighbourAgreement(images, teacher),
+                evaluation.KNN(train, test, every=2, name="k3", k=3),
+            ],
+        ).history
+        self.assertLen(history["agreement"], 3)
+        self.assertLen(history["k3"], 2)  # of the second and the last epoch
+        self.assertEqual(
+            history["agreement"][-1],
+            HeldOut(encoder, images, teacher).agreement(),
+        )
+        self.assertEqual(
+            history["k3"][-1], LabelledKNN(encoder, train, test).accuracy(3)
+        )
+        with self.assertRaisesRegex(ValueError, "k=0, every=1"):
+            evaluation.KNN(train, test, k=0)
+
+    def test_callbacks_measure_the_student_of_seed(self):
+        images = pictures(24)
+        student, teacher = tower(8, seed=0), tower(8, seed=1)
+        model = seed_tf.SEED(
+            student=student,
+            teacher=teacher,
+            views=views.moco_v2(8),
+            queue_size=64,
+        )
+        measured = evaluation.NeighbourAgreement(images, teacher)
+        measured.set_model(model)
+        measured.set_params({"epochs": 1})
+        measured.on_train_begin()
+        logs = {}
+        measured.on_epoch_end(0, logs)
+        expected = HeldOut(student, images, teacher).agreement()
+        self.assertEqual(logs, {"agreement": expected})
 
     def test_embedder_is_traced_once(self):
         traces = []
