@@ -20,7 +20,7 @@ from seed_tf.config import TEACHER_HELP, ViewsConfig, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ViewsConfig):
-    encoder: str | None = setting(None, TEACHER_HELP, required=True)
+    encoder: str = setting(None, TEACHER_HELP, required=True)
     max_images: int = setting(4096, "Images to read at most.", minimum=64)
     teacher_temperature: float = setting(
         0.01, "The temperature in mind: a warning says if it does not suit."

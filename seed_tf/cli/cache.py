@@ -21,7 +21,7 @@ from seed_tf.config import TEACHER_HELP, ViewsConfig, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ViewsConfig):
-    teacher: str | None = setting(None, TEACHER_HELP, required=True)
+    teacher: str = setting(None, TEACHER_HELP, required=True)
     views_per_image: int = setting(8, "Fixed views of each image.", minimum=1)
     teacher_precision: str | None = setting(
         None,
@@ -29,7 +29,7 @@ class Settings(ViewsConfig):
         "docs/performance.md.",
         choices=("float32", "bfloat16"),
     )
-    output: str | None = setting(None, "Folder of the cache.", required=True)
+    output: str = setting(None, "Folder of the cache.", required=True)
 
 
 def run(call: Call[Settings]) -> None:

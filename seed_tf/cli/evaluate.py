@@ -142,8 +142,10 @@ def evaluation_config(settings: Settings):
 
 def detect_command(call: Call[Settings]) -> str:
     """The command to use in place of `--protocol=detection`."""
-    names = ("encoder", "dataset", "data_dir", "train_split", "test_split")
-    names += ("seeds", "output")
+    names = (
+        *("encoder", "dataset", "data_dir", "train_split", "test_split"),
+        *("seeds", "output"),
+    )
     given = [text for name in names for text in call.flags.get(name, ())]
     return shlex.join(["seed-tf", "detect", *given])
 

@@ -25,7 +25,7 @@ PRECISIONS = ("float32", "float16", "int8_dynamic", "int8")  # of LiteRT
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    encoder: str | None = setting(
+    encoder: str = setting(
         None,
         "A run folder, .keras file or published checkpoint.",
         required=True,
@@ -38,7 +38,7 @@ class Settings:
     precision: tuple[str, ...] = repeated(
         ("float32",), "Arithmetic of litert.", choices=PRECISIONS
     )
-    output: str | None = setting(None, "Folder for all files.", required=True)
+    output: str = setting(None, "Folder for all files.", required=True)
     name: str | None = setting(
         None, "Name of the model. The default is the run's."
     )
@@ -277,7 +277,7 @@ def run(call: Call[Settings]) -> None:
     from seed_tf.reporting import tables
 
     work = Run(call.settings)
-    rows = []
+    rows: list[dict[str, object]] = []
     for name in dict.fromkeys(call.settings.format):
         print(f"Writing {name} ...", flush=True)
         for path, checked in WRITERS[name](work):
@@ -289,7 +289,7 @@ def run(call: Call[Settings]) -> None:
             if checked and checked.knn:
                 row |= {f"k-NN, {k}": 100 * v for k, v in checked.knn.items()}
             rows.append(row)
-    print("\n" + tables.table(rows, list(max(rows, key=len))))
+    print("\n" + tables.table(rows, list(max(rows, key=lambda row: len(row)))))
 
 
 def _bytes(path):

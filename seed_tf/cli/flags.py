@@ -140,7 +140,8 @@ class Command(Generic[Settings]):
             flag.unparse()
             values[flag.name] = flag
         if _asks_for_help(words):
-            shown = [*fields, *(shared if "--helpfull" in words else ())]
+            first = sorted(fields, key=lambda x: not x.metadata["required"])
+            shown = [*first, *(shared if "--helpfull" in words else ())]
             raise HelpRequested(self._help(name, doc, shown, kinds))
         _, *arguments = values([name, *words])
         if arguments and not self.arguments:

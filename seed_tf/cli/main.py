@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import logging
+from absl.flags import FLAGS
 
 import seed_tf
 from seed_tf.cli import flags
@@ -39,7 +40,13 @@ COMMANDS = {
 def main() -> None:
     """Runs the command line of this process, and ends the process."""
     faulthandler.enable()
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `seed-tf --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
 
 
 def run(words: Sequence[str]) -> int:
@@ -75,19 +82,19 @@ def _parse(words):
     if name not in COMMANDS:
         raise flags.Error(_unknown("command", name, COMMANDS))
     module = importlib.import_module(f"seed_tf.cli.{name}")
-    command = module.COMMAND
+    command, doc = module.COMMAND, module.__doc__ or ""
     if isinstance(command, dict):  # of commands
         if not words or words[0] not in command:
             if {"--help", "--helpfull"} & set(words):
                 raise flags.HelpRequested(
-                    f"{module.__doc__.strip()}\n\n"
+                    f"{doc.strip()}\n\n"
                     f"Commands: {', '.join(command)}. Each has --help."
                 )
             word = words[0] if words else ""
             raise flags.Error(_unknown(f"command of {name}", word, command))
         second, *words = words
         name, command = f"{name} {second}", command[second]
-    return command, command.parse(name, words, module.__doc__)
+    return command, command.parse(name, words, doc)
 
 
 def _overview():
@@ -122,7 +129,7 @@ def _prepare():
 
     seed_tf._register_classes()
     logging.use_absl_handler()
-    if not logging.FLAGS["verbosity"].present:
+    if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # TensorFlow raises it
         tf.get_logger().setLevel("WARNING")
 
@@ -146,7 +153,7 @@ def _guarded(command, call):
         if command.resumable:
             print(f"Stopped. The same command goes on:\n  {call.line()}")
         return 130
-    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         logging.debug("", exc_info=True)  # shown with --verbosity=1
         names = [x.name for x in dataclasses.fields(command.settings)]
         message = flags.as_flags(str(error), names)

@@ -316,4 +316,4 @@ def run(settings):
     os.makedirs(settings.output, exist_ok=True)
     start = time.monotonic()
     outcome = train_all(settings)
-    show(settings, *outcome, time.monotonic() - start)
+    show(settings, *outcome, seconds=time.monotonic() - start)

@@ -24,11 +24,11 @@ MOVED = f"{ENCODER} Needed only if it has moved since the index was made."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexSettings:
-    data_dir: str | None = setting(
+    data_dir: str = setting(
         None, "Folder of images, with any other files.", required=True
     )
-    encoder: str | None = setting(None, ENCODER, required=True)
-    index: str | None = setting(None, "Folder of the index.", required=True)
+    encoder: str = setting(None, ENCODER, required=True)
+    index: str = setting(None, "Folder of the index.", required=True)
     output_layer: str = setting(
         "features",
         "'features', before the projection head, which the paper evaluates; "
@@ -45,7 +45,7 @@ class IndexSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuerySettings:
-    index: str | None = setting(None, "Folder of the index.", required=True)
+    index: str = setting(None, "Folder of the index.", required=True)
     image: tuple[str, ...] = repeated((), "A picture.", required=True)
     encoder: str | None = setting(None, MOVED)
     k: int = setting(10, "Neighbours.", minimum=1)
@@ -54,7 +54,7 @@ class QuerySettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    index: str | None = setting(None, "Folder of the index.", required=True)
+    index: str = setting(None, "Folder of the index.", required=True)
     encoder: str | None = setting(None, MOVED)
     port: int = setting(
         8000, "Port of the page, 0 for any.", minimum=0, maximum=65535
