@@ -1,4 +1,6 @@
-"""Encoders for people who go on in PyTorch."""
+"""Encoders for PyTorch."""
+
+from __future__ import annotations
 
 from seed_tf.checkpoints import torch_files
 from seed_tf.checkpoints.layouts import recognise
@@ -6,12 +8,12 @@ from seed_tf.checkpoints.weights import state_dict
 from seed_tf.encoders import Encoder
 
 
-def save_torch(encoder, path):
+def save_torch(encoder: Encoder, path: str) -> None:
     """Writes an encoder's weights as a PyTorch state dict.
 
-    ResNets come in torchvision's layout, MobileNetV3 and EfficientNet in that
-    of the authors' code; the projection head, if any, is `fc.0`, `fc.2` (with
-    BatchNorm `fc.0`, `fc.1`, `fc.3`). A state dict holds no normalisation of
+    ResNets get torchvision's layout, MobileNetV3 and EfficientNet the layout
+    of the authors' code. The projection head, if any, is `fc.0`, `fc.2` (with
+    BatchNorm `fc.0`, `fc.1`, `fc.3`). A state dict has no normalisation of
     images: the network expects `(images / 255 - mean) / std`.
 
     Args:
@@ -33,13 +35,15 @@ def save_torch(encoder, path):
     pool = layers.get("maxpool")
     if pool is not None and pool.padding == "same":
         raise ValueError(
-            "Its max-pooling is padded as TensorFlow's, which no network of "
-            "torchvision does: its weights would give other features there."
+            "This encoder's max-pooling is padded as TensorFlow pads. No "
+            "network of torchvision pads so, and the weights would give other "
+            "features there."
         )
     for name in ("features_0_0", "conv_stem"):
         if name in layers and layers[name].strides != (2, 2):
             raise ValueError(
-                'Only with stem="imagenet" do MobileNetV3 and EfficientNet '
-                "have a PyTorch layout; a state dict would not tell the stem."
+                "MobileNetV3 and EfficientNet have a PyTorch layout with "
+                'stem="imagenet" only, because a state dict does not record '
+                "the stem."
             )
     torch_files.write(path, arrays)

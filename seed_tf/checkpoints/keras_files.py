@@ -1,5 +1,7 @@
 """Encoders that Keras wrote: `.keras` files and run folders."""
 
+from __future__ import annotations
+
 import os
 
 import keras
@@ -7,22 +9,21 @@ import keras
 from seed_tf.acceleration import precision
 
 
-def find(path):
-    """The `.keras` file that a path means, or None.
+def find(path: str) -> str | None:
+    """Returns the `.keras` file of a path, or None.
 
     Args:
-        path: str: the file itself, or the folder of a run, whose
-            `student.keras` is taken.
+        path: the file, or the folder of a run with a `student.keras`.
     """
     file = os.path.join(path, "student.keras") if os.path.isdir(path) else path
     return file if file.endswith(".keras") and os.path.isfile(file) else None
 
 
-def read(file):
-    """The model in a `.keras` file, whatever Keras's global policy.
+def read(file: str) -> keras.Model:
+    """Loads a `.keras` file, independently of Keras's global policy.
 
     Raises:
-        ValueError: if it is not a whole file that Keras wrote.
+        ValueError: if the file is damaged, or Keras did not write it.
     """
     try:
         with precision.no_16_bits():

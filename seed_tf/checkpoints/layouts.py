@@ -1,11 +1,17 @@
-"""What a state dict holds, told by its keys and shapes alone.
+"""Recognises the network in a state dict by its keys and shapes.
 
-Every source becomes one canonical form: the backbone's modules by their own
-names, and the projection head as `fc.0`, `fc.1`, ...
+Every source is brought into one canonical form: the backbone's modules have
+their own names, and those of the projection head are `fc.0`, `fc.1`, ...
 """
+
+from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
 
 from seed_tf.encoders.backbones import BACKBONES
 from seed_tf.encoders.resnet import resnet
@@ -19,10 +25,11 @@ class Layout:
     `module.` that DataParallel puts before each.
 
     Attributes:
-        title: str, what it is.
-        mark: a key that begins so tells the source; None: only its name does.
-        network: what the keys of the network begin with.
-        left_out: reasons by pattern, of keys that are left out on purpose.
+        title: name of the source, as shown to users.
+        mark: pattern that only keys of this source match. None if the source
+            must be named.
+        network: pattern of the start of the network's keys.
+        left_out: reasons by pattern for keys that are left out on purpose.
         encoder: arguments of `Encoder`.
         backbone: arguments of the backbone.
     """
@@ -35,14 +42,14 @@ class Layout:
     backbone: dict = dataclasses.field(default_factory=dict)
 
 
-_MOCO = {
+_MOCO: dict[str, Any] = {
     "network": r"encoder_q\.",
     "left_out": {r"encoder_k\.": "momentum encoder", r"queue": "queue"},
 }
-_PROTOTYPES = {"left_out": {r"prototypes\.": "prototypes"}}
+_PROTOTYPES: dict[str, Any] = {"left_out": {r"prototypes\.": "prototypes"}}
 _QUEUES = {r"(small_)?queue(_ptr)?$": "queue"}
 
-# The first whose mark is there is taken.
+# The first source whose mark matches a key is taken.
 LAYOUTS = {
     "moco_v1": Layout("MoCo v1", r"encoder_q\.fc\.weight$", **_MOCO),
     "moco_v2": Layout("MoCo v2", r"encoder_q\.", **_MOCO),
@@ -85,7 +92,7 @@ _RESNETS = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 _EFFICIENTNETS = {16: "efficientnet_b0", 23: "efficientnet_b1"}
-_HEADS = {
+_HEADS: dict[tuple[int, ...], dict[str, Any]] = {
     (): {"head": None},
     (0,): {"head": "linear"},
     (0, 2): {"head": "mlp"},
@@ -100,39 +107,44 @@ class Contents:
     Attributes:
         source: str, key of `LAYOUTS`.
         tensors: arrays by canonical key, in PyTorch's order of axes.
-        keys: the file's own key for each canonical one.
-        left_out: reason for each key of the file that is not used, and for
-            each other entry of the file.
+        keys: the file's own key by canonical key.
+        left_out: reasons by name, for each key and each other entry of the
+            file that is not used.
         backbone: function without arguments that builds the backbone.
-        description: str, the backbone in words.
+        description: name of the backbone.
         encoder: further arguments of `Encoder`.
     """
 
     source: str
-    tensors: dict
-    keys: dict
-    left_out: dict
-    backbone: object
+    tensors: dict[str, Any]
+    keys: dict[str, str]
+    left_out: dict[str, str]
+    backbone: Callable[[], keras.Model]
     description: str
-    encoder: dict
+    encoder: dict[str, Any]
 
 
-def recognise(tensors, *, source="auto", head=True, others=()):
-    """Tells what a state dict holds.
+def recognise(
+    tensors: Mapping[str, Any],
+    *,
+    source: str = "auto",
+    head: bool = True,
+    others: Iterable[str] = (),
+) -> Contents:
+    """Recognises a state dict.
 
     Args:
         tensors: dict of arrays (or anything with a shape) by key.
         source: "auto" or a key of `LAYOUTS`.
         head: bool, whether to keep the projection head.
-        others: names of what else is in the file.
+        others: names of the other entries of the file.
 
     Returns:
-        `Contents`. Nothing is known yet of whether each weight is there and
-        fits.
+        `Contents`. A weight may still be missing or have another shape.
 
     Raises:
-        ValueError: if it is no network that this library has, or of another
-            source than the given one.
+        ValueError: if this library does not have the network, or the file is
+            from another source than the given one.
     """
     short = {key: re.sub(r"^(module\.)+", "", key) for key in tensors}
     source = _source(short, source)
@@ -245,7 +257,11 @@ def _resnet(tensors, keys, arguments):
     width = int(shape[0])
     if width != 64:
         name += f"w{width // 64}" if width % 64 == 0 else f"_width_{width}"
-    settings = {"depths": depths, "bottleneck": bottleneck, "width": width}
+    settings: dict[str, Any] = {
+        "depths": depths,
+        "bottleneck": bottleneck,
+        "width": width,
+    }
     description = name if stem == "imagenet" else f"{name}, stem cifar"
     return (
         lambda: resnet(name, **settings, stem=stem, **arguments),

@@ -1,10 +1,15 @@
-"""From any file that holds an encoder to the encoder."""
+"""Loads encoders from files of any known kind."""
+
+from __future__ import annotations
 
 import os
+from typing import Any
+
+import keras
 
 from seed_tf.acceleration import precision
 from seed_tf.checkpoints import keras_files, tensorflow_files, torch_files
-from seed_tf.checkpoints.layouts import LAYOUTS, recognise
+from seed_tf.checkpoints.layouts import LAYOUTS, Contents, recognise
 from seed_tf.checkpoints.weights import assign, misfits, parameters
 from seed_tf.encoders import Encoder
 
@@ -14,13 +19,15 @@ _EXPECTED = (
 )
 
 
-def load_encoder(path, *, source="auto"):
-    """A trained encoder, ready to distil from.
+def load_encoder(
+    path: str | os.PathLike[str], *, source: str = "auto"
+) -> keras.Model:
+    """Loads a trained encoder, e.g. as a teacher.
 
-    Of published checkpoints, keys and shapes tell what they are: method,
-    depth, width, and the projection head. Parts that are not the encoder's
-    (prototypes, queue, momentum encoder, classifier) are left out; any other
-    key that is left over, missing or does not fit is an error.
+    Published checkpoints are recognised by their keys and shapes: method,
+    depth, width and projection head. Parts that do not belong to the encoder
+    (prototypes, queue, momentum encoder, classifier) are left out. Any other
+    key that is unknown, missing or of another shape is an error.
 
     Args:
         path: one of
@@ -29,36 +36,37 @@ def load_encoder(path, *, source="auto"):
             - a PyTorch file (this needs the extra `torch`), see
               docs/checkpoints.md for those that are known;
             - the prefix, or the folder, of a TensorFlow checkpoint of SimCLR.
-        source: "auto", "keras", or a name of docs/checkpoints.md, which the
-            file must then be: "moco_v1", "moco_v2", "swav", "deepcluster_v2",
-            "simclr", "simclr_tf", "torchvision" (a plain state dict, with or
-            without classifier), "seed" (the student in a file of the
-            authors), "seed_teacher" (the teacher in it, by this name only).
+        source: "auto", "keras", or one of the sources in docs/checkpoints.md,
+            which the file must then be from: "moco_v1", "moco_v2", "swav",
+            "deepcluster_v2", "simclr", "simclr_tf", "torchvision" (a plain
+            state dict, with or without classifier), "seed" (the student in a
+            file of the authors), "seed_teacher" (the teacher in such a file;
+            "auto" takes the student).
 
     Returns:
-        The `Encoder`; of a `.keras` file whatever keras.Model it holds.
+        The `Encoder`, or any other keras.Model of a `.keras` file.
 
     Raises:
-        ValueError: if there is no such file, it is damaged or unsafe, or its
-            weights are not those of a known network. Nothing is loaded then.
+        ValueError: if the file is missing, damaged or unsafe, or its weights
+            are not those of a known network. Nothing is loaded then.
     """
-    check_source(source)
-    if source in ("auto", "keras"):
-        model = load_keras(path)
-        if model is not None:
-            return model
-    return build(read(path, source=source), path)
+    path = os.fspath(path)
+    model, contents = open_file(path, source=source)
+    return model if contents is None else build(contents, path)
 
 
-def load_student(path, *, head=False):
-    """A student that the authors distilled.
+def load_student(
+    path: str | os.PathLike[str], *, head: bool = False
+) -> Encoder:
+    """Loads a student that the authors distilled.
 
     Args:
         path: PyTorch file of the authors' code (this needs the extra
             `torch`): ResNet-18, 34 or 50, MobileNetV3-Large, EfficientNet-B0
             or B1 under `module.student.`.
-        head: bool, keep the projection head: embeddings of width 128. Without
-            it they are the pooled features, what the paper evaluates.
+        head: whether to keep the projection head, whose embeddings are 128
+            wide. Without a head the embeddings are the pooled features, which
+            the paper evaluates.
 
     Returns:
         `Encoder`.
@@ -66,10 +74,35 @@ def load_student(path, *, head=False):
     Raises:
         ValueError: as `load_encoder`, or if the file holds no student.
     """
+    path = os.fspath(path)
     return build(read(path, source="seed", head=head), path)
 
 
-def check_source(source):
+def open_file(
+    path: str, *, source: str = "auto", head: bool = True
+) -> tuple[Any, Contents | None]:
+    """Opens a file of any known kind.
+
+    Args:
+        path, source: as of `load_encoder`.
+        head: whether to keep the projection head of a published checkpoint.
+
+    Returns:
+        The model in a file of Keras, or the contents of any other file. The
+        other one is None.
+
+    Raises:
+        ValueError: as `load_encoder`.
+    """
+    check_source(source)
+    if source in ("auto", "keras"):
+        file = keras_files.find(os.path.expanduser(path))
+        if file is not None:
+            return keras_files.read(file), None
+    return None, read(path, source=source, head=head)
+
+
+def check_source(source: str) -> None:
     """Raises ValueError unless `load_encoder` knows the source."""
     if source not in ("auto", "keras", *LAYOUTS):
         raise ValueError(
@@ -78,14 +111,8 @@ def check_source(source):
         )
 
 
-def load_keras(path):
-    """The model of a `.keras` file or run folder, None if it is neither."""
-    file = keras_files.find(os.path.expanduser(path))
-    return file and keras_files.read(file)
-
-
-def read(path, *, source="auto", head=True):
-    """What a file that is not Keras's holds.
+def read(path: str, *, source: str = "auto", head: bool = True) -> Contents:
+    """Reads a PyTorch file or a TensorFlow checkpoint.
 
     Args:
         path: str, a PyTorch file or a TensorFlow checkpoint.
@@ -127,12 +154,12 @@ def read(path, *, source="auto", head=True):
         raise ValueError(f"{path!r}: {error}") from error
 
 
-def build(contents, path):
-    """The encoder that a file holds, whole or not at all.
+def build(contents: Contents, path: str) -> Encoder:
+    """Builds the encoder of a file, with all of its weights.
 
     Args:
-        contents: `layouts.Contents`.
-        path: str, to be named in errors.
+        contents: the contents of the file.
+        path: the file, which errors name.
 
     Returns:
         `Encoder`.

@@ -40,8 +40,8 @@ def find(path):
     return prefix if os.path.isfile(f"{prefix}.index") else None
 
 
-def read(prefix):
-    """A ResNet of google-research/simclr under torchvision's names.
+def read(prefix: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Reads a ResNet of google-research/simclr under torchvision's names.
 
     Args:
         prefix: str, of the checkpoint's files.
@@ -54,17 +54,17 @@ def read(prefix):
     Raises:
         ValueError: if the files are damaged, or hold another network.
     """
-    with _damage_told(prefix):
+    with _damage_named(prefix):
         reader = tf.train.load_checkpoint(prefix)
         shapes = reader.get_variable_to_shape_map()
         kinds = reader.get_variable_to_dtype_map()
     _check_size(prefix, shapes, kinds)
-    with _damage_told(prefix):
+    with _damage_named(prefix):
         variables = {name: reader.get_tensor(name) for name in _used(shapes)}
     names = _names(prefix, variables)
     arrays = {}
     for name, array in variables.items():
-        layer, number, parameter = _VARIABLE.fullmatch(name).groups()
+        layer, number, parameter = _parts(name)
         conv, bn = names.get(int(number or 0), (name, name))
         module = conv if layer == "conv2d" else bn
         if parameter == "kernel":
@@ -74,7 +74,7 @@ def read(prefix):
 
 
 @contextlib.contextmanager
-def _damage_told(prefix):
+def _damage_named(prefix):
     try:
         yield
     except Exception as error:
@@ -84,16 +84,18 @@ def _damage_told(prefix):
         ) from error
 
 
+def _parts(name):
+    """Returns layer, number (None for the first) and parameter of a name."""
+    found = _VARIABLE.fullmatch(name)
+    return found.groups() if found else (None, None, None)
+
+
 def _used(shapes):
-    return [
-        name
-        for name in shapes
-        if (found := _VARIABLE.fullmatch(name)) and found[3] in _PARAMETERS
-    ]
+    return [name for name in shapes if _parts(name)[2] in _PARAMETERS]
 
 
 def _check_size(prefix, shapes, kinds):
-    """Variables must not be larger than the files that hold them."""
+    """Refuses variables that are larger than the files they are in."""
     folder, base = os.path.split(prefix)
     stored = sum(
         os.path.getsize(os.path.join(folder, name))
@@ -112,11 +114,12 @@ def _check_size(prefix, shapes, kinds):
 
 
 def _names(prefix, variables):
-    """(convolution, BatchNorm) of torchvision for each number."""
+    """Returns torchvision's (convolution, BatchNorm) by number."""
     kernels = sorted(
-        (int(found[2] or 0), array.shape[0])
+        (int(number or 0), array.shape[0])
         for name, array in variables.items()
-        if (found := _VARIABLE.fullmatch(name))[1] == "conv2d"
+        for layer, number, _ in [_parts(name)]
+        if layer == "conv2d"
     )
     sizes = "".join(str(size) for _, size in kernels)
     stages = _BOTTLENECKS.fullmatch(sizes)

@@ -1,10 +1,12 @@
 """PyTorch files, read as data and never as programs.
 
 A `.pth` file is a pickle, and a pickle is a program. `torch.load` with
-`weights_only=True` runs none of it but what makes tensors and containers.
-Before it, archives are checked for entries that unpack to more than the file
-holds; after it, tensors for more values than they store.
+`weights_only=True` only makes tensors and containers. Before the load,
+archives are checked for entries that unpack to more bytes than the file has;
+after the load, tensors are checked for more values than they store.
 """
+
+from __future__ import annotations
 
 import argparse
 import collections.abc
@@ -21,16 +23,16 @@ from seed_tf.io.extras import extra
 _STATE_DICTS = ("state_dict", "model")
 
 
-def read(path):
-    """The state dict of a PyTorch file.
+def read(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Reads the state dict of a PyTorch file.
 
     Args:
         path: str, a file that `torch.save` wrote, in either of its formats.
 
     Returns:
-        Pair of the state dict, NumPy arrays by key, and the sorted names of
-        what else the file has. Arrays of newer files are mapped from the
-        disk, not held in memory.
+        The state dict, NumPy arrays by key, and the sorted names of the
+        file's other entries. Arrays of newer files are mapped from the disk,
+        not held in memory.
 
     Raises:
         ValueError: if PyTorch is missing, or the file is damaged, would run
@@ -63,7 +65,7 @@ def read(path):
     return {k: _array(path, k, t, torch) for k, t in tensors.items()}, others
 
 
-def write(path, arrays):
+def write(path: str, arrays: dict[str, np.ndarray]) -> None:
     """Writes a state dict.
 
     Args:

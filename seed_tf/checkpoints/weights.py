@@ -1,19 +1,25 @@
-"""Between the weights of an `Encoder` and PyTorch's names for them."""
+"""The weights of an `Encoder` under PyTorch's names."""
+
+from __future__ import annotations
 
 import re
+from typing import Any
 
 import keras
 import numpy as np
 
+from seed_tf.checkpoints.layouts import Contents
+from seed_tf.encoders import Encoder
+
 # A parameter of a PyTorch module: the attribute of the Keras layer, and which
 # axis of the Keras weight each of PyTorch's axes is.
-_BATCH_NORM = {
+_BATCH_NORM: dict[str, tuple[str, tuple[int, ...]]] = {
     "weight": ("gamma", (0,)),
     "bias": ("beta", (0,)),
     "running_mean": ("moving_mean", (0,)),
     "running_var": ("moving_variance", (0,)),
 }
-_PARAMETERS = {
+_PARAMETERS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
     keras.layers.Conv2D: {
         "weight": ("kernel", (3, 2, 0, 1)),
         "bias": ("bias", (0,)),
@@ -24,15 +30,17 @@ _PARAMETERS = {
 }
 
 
-def parameters(encoder):
-    """All weights of an encoder by the keys of PyTorch's state dict.
+def parameters(
+    encoder: Encoder,
+) -> dict[str, tuple[keras.Variable, tuple[int, ...]]]:
+    """Returns all weights of an encoder by the keys of a state dict.
 
     Args:
         encoder: `Encoder` with a backbone of this library.
 
     Returns:
-        Dict of pairs (keras.Variable, axes): transposed by them, the value is
-        PyTorch's tensor.
+        Dict of pairs (keras.Variable, axes). The value, transposed by the
+        axes, is PyTorch's tensor.
 
     Raises:
         ValueError: if a weight has no place in a published layout.
@@ -58,16 +66,17 @@ def parameters(encoder):
     return found
 
 
-def misfits(contents, wanted):
-    """What keeps a file's tensors from being an encoder's weights.
+def misfits(contents: Contents, wanted: dict[str, Any]) -> dict[str, list[str]]:
+    """Finds the reasons why a file's tensors do not fit an encoder.
 
     Args:
         contents: `Contents`.
-        wanted: what `parameters` gives.
+        wanted: the result of `parameters`.
 
     Returns:
-        Dict of lists of str: "missing" keys, "unknown" ones, those of another
-        "shape", and "values" that are no weights. All are empty if it fits.
+        Dict of lists: "missing" keys, "unknown" keys, keys of another "shape",
+        and keys with "values" that cannot be weights. All lists are empty if
+        the file fits.
     """
     tensors, keys = contents.tensors, contents.keys
     shapes, values = [], []
@@ -89,15 +98,15 @@ def misfits(contents, wanted):
     }
 
 
-def assign(contents, wanted):
+def assign(contents: Contents, wanted: dict[str, Any]) -> None:
     """Gives an encoder the tensors of a file that fits."""
     for name, (variable, axes) in wanted.items():
         array = contents.tensors[name].transpose(np.argsort(axes))
         variable.assign(array.astype(_precision(array)))
 
 
-def state_dict(encoder):
-    """An encoder's weights as a PyTorch state dict.
+def state_dict(encoder: Encoder) -> dict[str, np.ndarray]:
+    """Returns an encoder's weights as a PyTorch state dict.
 
     Returns:
         Dict of NumPy arrays by key, in the order of the layers, with the

@@ -1,6 +1,10 @@
-"""From one kind of file to another."""
+"""Converts encoders from one kind of file to another."""
+
+from __future__ import annotations
 
 import os
+
+import keras
 
 from seed_tf.checkpoints import loading
 from seed_tf.checkpoints.exporting import save_torch
@@ -8,18 +12,25 @@ from seed_tf.conversion import explaining
 from seed_tf.encoders import Encoder
 
 
-def convert(path, output, *, to="keras", source="auto", head=True):
-    """Loads an encoder, and writes it.
+def convert(
+    path: str,
+    output: str,
+    *,
+    to: str = "keras",
+    source: str = "auto",
+    head: bool = True,
+) -> str:
+    """Loads an encoder, and writes it to another file.
 
     Args:
-        path: str, whatever `load_encoder` takes.
-        output: str, the file to write, which must not exist.
+        path: as of `load_encoder`.
+        output: file to write, which must not exist.
         to: "keras", a `.keras` file, or "torch", see `save_torch`.
         source: as of `load_encoder`.
         head: bool, keep the projection head.
 
     Returns:
-        str, `explaining.summary` of what was written.
+        `explaining.summary` of the written encoder.
 
     Raises:
         ValueError: as `load_encoder` and `save_torch`, or if the output
@@ -32,11 +43,8 @@ def convert(path, output, *, to="keras", source="auto", head=True):
             "A file of Keras must end in .keras; PyTorch's are written with "
             f'to="torch". Received: {output!r}.'
         )
-    encoder = contents = None
-    if source in ("auto", "keras"):
-        encoder = loading.load_keras(path)
-    if encoder is None:
-        contents = loading.read(path, source=source, head=head)
+    encoder, contents = loading.open_file(path, source=source, head=head)
+    if contents is not None:
         encoder = loading.build(contents, path)
     elif not head:
         encoder = _without_head(encoder)
@@ -47,7 +55,7 @@ def convert(path, output, *, to="keras", source="auto", head=True):
     return explaining.summary(encoder, contents)
 
 
-def _without_head(encoder):
+def _without_head(encoder: keras.Model) -> Encoder:
     if not isinstance(encoder, Encoder):
         raise ValueError(
             "Only an Encoder has a projection head to leave out. Received: "

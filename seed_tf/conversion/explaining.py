@@ -1,13 +1,16 @@
-"""What is in a checkpoint, in words and numbers."""
+"""Describes checkpoints in words and numbers."""
+
+from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Iterable, Iterator, Mapping
 
 import keras
 import numpy as np
 
 from seed_tf.checkpoints import loading
-from seed_tf.checkpoints.layouts import LAYOUTS
+from seed_tf.checkpoints.layouts import LAYOUTS, Contents
 from seed_tf.checkpoints.weights import assign, misfits, parameters
 from seed_tf.conversion import torch_reference
 from seed_tf.datasets import centre_crops, image_files
@@ -18,16 +21,16 @@ from seed_tf.evaluation import embed, nearest_neighbours
 MOST_IMAGES = 256
 
 
-def summary(encoder, contents=None):
-    """What was loaded, and what was left out on purpose.
+def summary(encoder: keras.Model, contents: Contents | None = None) -> str:
+    """Describes an encoder, and the parts of its file that were left out.
 
     Args:
         encoder: keras.Model, e.g. an `Encoder`.
-        contents: `layouts.Contents` that it was built of; None for a file of
+        contents: the contents that it was built from; None for a file of
             Keras.
 
     Returns:
-        str of several lines.
+        Text of several lines.
     """
     rows = {"parameters": f"{encoder.count_params():,}"}
     if isinstance(encoder, Encoder):
@@ -52,28 +55,30 @@ def summary(encoder, contents=None):
     )
 
 
-def explain(path, *, source="auto", images=None, image_size=224):
-    """All that can be told of a checkpoint, of a bad one too.
+def explain(
+    path: str,
+    *,
+    source: str = "auto",
+    images: str | None = None,
+    image_size: int = 224,
+) -> Iterator[str]:
+    """Describes a checkpoint, also one that cannot be loaded.
 
     Args:
-        path: str, whatever `load_encoder` takes.
-        source: as `load_encoder`.
-        images: None, or a folder of images to embed.
-        image_size: int, pixels of their centre crops.
+        path, source: as of `load_encoder`.
+        images: folder of images to embed, or None.
+        image_size: side of the images' centre crops, in pixels.
 
     Yields:
-        str, parts of the report in the order in which they are found.
+        Parts of the report, each as soon as it is known.
 
     Raises:
-        ValueError: if the file cannot be read, or its network is unknown; or
-            if there are no images in the folder.
+        ValueError: if the file cannot be read, its network is unknown, or the
+            folder has no images.
     """
     files = None if images is None else _files(images)
-    encoder = contents = None
-    if source in ("auto", "keras"):
-        encoder = loading.load_keras(path)
-    if encoder is None:
-        contents = loading.read(path, source=source)
+    encoder, contents = loading.open_file(path, source=source)
+    if contents is not None:
         encoder = Encoder(contents.backbone(), **contents.encoder)
         wanted = parameters(encoder)
         problems = misfits(contents, wanted)
@@ -106,7 +111,7 @@ def _embeddings(
     if len(names) > 1:
         cosines, indices = nearest_neighbours(z, z, min(4, len(names)))
         unit = z / norms[:, None]
-        # Of all pairs of two images: the sum's square, less each with itself.
+        # The sum over all pairs of images, less each image with itself.
         total = np.square(unit.sum(0)).sum() - len(unit)
         mean = total / (len(unit) * (len(unit) - 1))
         lines[0] += f"; mean cosine of two of them {mean:.3f}"
@@ -121,11 +126,11 @@ def _embeddings(
     return "\n".join(lines)
 
 
-def _blocks(encoder, contents, pixels):
+def _blocks(encoder: Encoder, contents: Contents, pixels: np.ndarray) -> str:
     try:
         rows = torch_reference.compare_blocks(encoder, contents, pixels)
     except ImportError:
-        return "With PyTorch installed, each block would be compared with it."
+        return "With PyTorch installed, each block is compared with PyTorch."
     lines = [
         "Difference from PyTorch's functions on the same weights, relative:",
         f"  {'block':24} {'alone':>8} {'from the image on':>18}",
@@ -151,24 +156,24 @@ def _files(folder: str) -> list[str]:
     return [files[i] for i in chosen.astype(int)]
 
 
-def _noise(size):
+def _noise(size: int) -> np.ndarray:
     random = np.random.default_rng(0)
     return random.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
 
 
-def _head(encoder):
+def _head(encoder: Encoder) -> str:
     if encoder.head is None:
         return "no projection head"
     names = [type(layer).__name__ for layer in encoder.head.layers]
     return "projection head " + "-".join(names)
 
 
-def _constants(encoder, name):
+def _constants(encoder: Encoder, name: str) -> str:
     return "(" + ", ".join(f"{x:g}" for x in encoder.get_config()[name]) + ")"
 
 
-def _left_out(reasons):
-    """Counts and examples by reason."""
+def _left_out(reasons: Mapping[str, str]) -> str:
+    """Returns counts and examples by reason."""
     keys = collections.defaultdict(list)
     for key, reason in reasons.items():
         keys[reason].append(key)
@@ -176,14 +181,14 @@ def _left_out(reasons):
     return "\n".join(found) or "nothing"
 
 
-def _keys(keys):
-    keys = list(keys)
+def _keys(names: Iterable[str]) -> str:
+    keys = list(names)
     if not keys:
         return "none"
     return f"{len(keys)}: {', '.join(keys[:2])}{' ...' if keys[2:] else ''}"
 
 
-def _lines(rows):
+def _lines(rows: Mapping[str, str]) -> str:
     return "\n".join(
         f"{name if i == 0 else '':12} {line}"
         for name, text in rows.items()

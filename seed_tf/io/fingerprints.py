@@ -18,5 +18,6 @@ def fingerprint(model: keras.Model) -> str:
     digest = hashlib.sha256()
     for weight in model.weights:
         digest.update(str((weight.shape, weight.dtype)).encode())
-        digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)))
+        values = np.ascontiguousarray(ops.convert_to_numpy(weight))
+        digest.update(values.data)
     return digest.hexdigest()[:16]

@@ -41,7 +41,7 @@ _CLASSES = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#777777"),
 )
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 130,
     "figure.constrained_layout.use": True,
     "font.size": 9,
@@ -127,17 +127,23 @@ def bars(
 
 
 def _bar(axes: Axes, y: int, values: Sequence[float], colour: str) -> None:
-    values = np.asarray(values, float)
-    mean, spread = values.mean(), values.std()
+    accuracies = np.asarray(values, float)
+    mean, spread = accuracies.mean(), accuracies.std()
     axes.barh(y, mean, height=0.66, color=colour)
     end = mean
     if len(values) > 1:
         axes.errorbar(mean, y, xerr=spread, color=_INK, lw=1.3, capsize=3)
         heights = y + np.linspace(-0.2, 0.2, len(values))
         axes.scatter(
-            values, heights, s=12, c="white", edgecolors=_INK, lw=0.8, zorder=3
+            accuracies,
+            heights,
+            s=12,
+            c="white",
+            edgecolors=_INK,
+            lw=0.8,
+            zorder=3,
         )
-        end = max(mean + spread, values.max())
+        end = max(mean + spread, accuracies.max())
     axes.text(end + 2, y, f"{mean:.1f}", va="center", fontsize=9)
 
 
@@ -288,8 +294,12 @@ def target_curve(advice: Any) -> Figure:
     }
     figure = _figure(7.6, 3.3)
     left, right = figure.subplots(1, 2)
-    for label, (targets, style) in both.items():
-        style = {"color": _ENCODERS[0], "ls": style, "marker": "."}
+    for label, (targets, line) in both.items():
+        style: dict[str, Any] = {
+            "color": _ENCODERS[0],
+            "ls": line,
+            "marker": ".",
+        }
         x = [target.temperature for target in targets]
         neighbours = [target.neighbours for target in targets]
         left.plot(x, neighbours, label=label, **style)
@@ -443,7 +453,6 @@ def neighbours(
     """
     from matplotlib.patches import Rectangle
 
-    labelled = query_labels is not None and bank_labels is not None
     widths = [1] + [np.shape(indices)[1] for _, indices in results.values()]
     count = len(query_images)
     figure = _figure(0.54 * sum(widths) + 0.3, 0.54 * count + 0.8)
@@ -455,7 +464,7 @@ def neighbours(
     ):
         _mosaic(axes, np.asarray(bank)[indices])
         axes.set_title(name, loc="left")
-        if not labelled:
+        if query_labels is None or bank_labels is None:
             continue
         right = np.asarray(bank_labels)[indices] == np.reshape(
             query_labels, (-1, 1)

@@ -1,5 +1,7 @@
 """A small web page on this machine: pick or bring a picture, see neighbours."""
 
+from __future__ import annotations
+
 import http.server
 import importlib.resources
 import io
@@ -8,12 +10,14 @@ import re
 import socketserver
 import time
 import urllib.parse
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 from PIL import Image
 
 from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.search.index import ImageSearch
 
 HOST = "127.0.0.1"
 MAX_UPLOAD = 32_000_000  # bytes
@@ -35,8 +39,10 @@ _HEADERS = {
 }
 
 
-def make_server(search, port=8000):
-    """An HTTP server of the page, on 127.0.0.1 only.
+def make_server(
+    search: ImageSearch | Callable[[], ImageSearch], port: int = 8000
+) -> http.server.ThreadingHTTPServer:
+    """Returns an HTTP server of the page, on 127.0.0.1 only.
 
     Besides the page it answers, in JSON,
 
@@ -79,12 +85,13 @@ def make_server(search, port=8000):
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    search: ImageSearch
     request_queue_size = 128
 
     def server_bind(self):
         # Not HTTPServer's, which asks the network for this host's name.
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = HOST, self.server_address[1]
 
 
 class _Refused(Exception):  # noqa: N818 - it is an answer
@@ -96,6 +103,7 @@ class _Refused(Exception):  # noqa: N818 - it is an answer
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "seed_tf", ""
     timeout = 60  # seconds, for a client that says nothing

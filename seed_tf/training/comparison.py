@@ -79,7 +79,7 @@ def compare_runs(runs: Sequence[Run], output: str | None = None) -> str:
                 file.write(tables.table(table, heading, "markdown") + "\n\n")
         for name, (title, _, _) in pictures.items():
             file.write(f"![{title}]({name}.png)\n\n")
-    sections = [("Runs", "", tables.table(shown, columns, "html"))]
+    sections: list[tuple] = [("Runs", "", tables.table(shown, columns, "html"))]
     if different:
         html_table = tables.table(different, settings, "html")
         sections.append(("What differs", "", html_table))

@@ -1,5 +1,7 @@
 """Computes a teacher's embeddings of fixed views, once, into a folder."""
 
+from __future__ import annotations
+
 import dataclasses
 import glob
 import itertools
@@ -8,7 +10,10 @@ import os
 import shutil
 import time
 import zlib
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -38,26 +43,27 @@ from seed_tf.view_cache import (
     cache,
     provenance,
 )
+from seed_tf.views import MultiCrop, View
 
 
 def build(
-    path,
-    name,
+    path: str,
+    name: str,
     *,
-    teacher,
-    views,
-    views_per_image=8,
-    seed=0,
-    teacher_precision=None,
-    batch_size=256,
-    log=print,
-    **data,
-):
+    teacher: keras.Model,
+    views: View | MultiCrop,
+    views_per_image: int = 8,
+    seed: int = 0,
+    teacher_precision: str | None = None,
+    batch_size: int = 256,
+    log: Callable[[str], object] = print,
+    **data: Any,
+) -> cache.ViewCache:
     """Makes a `ViewCache`, or goes on with one.
 
     Each image is read once. A process killed at any moment loses no more than
     the last 1,024 images; the same call goes on, and leaves the same files.
-    Called for a cache that is whole, it makes again what is damaged.
+    For a complete cache the call makes damaged files again.
 
     Args:
         path: folder of the cache, made if missing.
@@ -71,18 +77,17 @@ def build(
             paper's temperature, 0.01, see
             `acceleration.precision.default_teacher_precision`.
         batch_size: positive int, views run at a time, if V is no larger.
-        log: function of one str, told size, time and progress.
-        **data: what else of `datasets.load` says which images there are and
-            how they are read: split, data_dir, image_size, resize, download,
-            corrupt.
+        log: function of one str, a line about size, time or progress.
+        **data: arguments of `datasets.load` about the images: split, data_dir,
+            image_size, resize, download, corrupt.
 
     Returns:
         `ViewCache`.
 
     Raises:
-        ValueError: if the folder holds a cache of something else, another
-            process is at it, or an argument is out of range.
-        OSError: if it cannot be written, or the disk is too small.
+        ValueError: if the folder has another cache in it, another process
+            writes to it, or an argument is out of range.
+        OSError: if the folder cannot be written, or the disk is too small.
     """
     for argument, value in {
         "views_per_image": views_per_image,
@@ -92,7 +97,7 @@ def build(
             raise ValueError(
                 f"`{argument}` must be positive. Received: {argument}={value}."
             )
-    # Images at a time: a power of two, of which shards are multiples.
+    # Images at a time: a power of two, because shards must be multiples of it.
     images = 2 ** (max(1, batch_size // views_per_image).bit_length() - 1)
     images = min(images, cache.SHARD)
     path = os.path.abspath(os.path.expanduser(path))
@@ -100,16 +105,19 @@ def build(
         teacher_precision or precision.default_teacher_precision(0.01)
     )
     corrupt = data.pop("corrupt", None)
-    data = datasets.describe(name, views=views, **data)
+    images_of = datasets.describe(name, views=views, **data)
     fixed = cache.FixedViews(seed, views_per_image)
-    batches = _Batches(data, fixed, images, corrupt)
+    batches = _Batches(images_of, fixed, images, corrupt)
     samples = views(noise_image(), seeds=tf.zeros([1, 2], tf.uint32))
-    samples = samples if isinstance(samples, (tuple, list)) else [samples]
+    samples = list(samples) if isinstance(samples, tuple) else [samples]
     dim = check_encoder(teacher, "teacher", samples)
     config = {
         "teacher": provenance.of_teacher(teacher),
-        "views": provenance.of_views(views, data.squares),
-        "images": {"number": data.size, "fingerprint": data.fingerprint},
+        "views": provenance.of_views(views, images_of.squares),
+        "images": {
+            "number": images_of.size,
+            "fingerprint": images_of.fingerprint,
+        },
         "seed": seed,
         "views_per_image": views_per_image,
         "embeddings_per_view": sum(len(x) for x in samples),
@@ -160,7 +168,7 @@ class _Builder:
     """A cache in the making.
 
     Attributes:
-        pending: numbers of the shards that are missing, or were damaged.
+        pending: numbers of the shards that are missing or were damaged.
     """
 
     def __init__(self, path, config, log):
@@ -205,14 +213,14 @@ class _Builder:
         different = differences(there, as_json(self._config))
         if different:
             raise ValueError(
-                f"{self._path!r} holds a view cache of something else. "
+                f"{self._path!r} holds another view cache. "
                 f"{'; '.join(different)}. Give the settings of that cache "
                 "to go on with it, choose another folder, or remove that "
                 "one."
             )
 
     def _find_pending(self):
-        """Also removes what is damaged."""
+        """Returns the numbers of missing shards; removes damaged files."""
         for name in glob.glob(os.path.join(self._path, "*.unfinished.*")):
             os.remove(name)  # of a killed process
         whole, found = set(), cache.find_shards(self._path)
@@ -232,7 +240,7 @@ class _Builder:
         self._log(
             f"{self._config['images']['number']:,} images, {views} views of "
             f"{2 * math.prod(row)} bytes each: {readable_bytes(sum(sizes))} in "
-            f"{len(sizes):,} files, of which {len(self.pending):,} are missing."
+            f"{len(sizes):,} files, {len(self.pending):,} missing."
         )
         needed = sum(sizes[i] for i in self.pending)
         free = shutil.disk_usage(self._path).free

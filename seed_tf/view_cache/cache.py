@@ -1,9 +1,13 @@
 """A folder of a teacher's embeddings of fixed views, opened to train from."""
 
+from __future__ import annotations
+
 import os
 import re
 import zlib
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +18,7 @@ from seed_tf.view_cache import provenance
 CONFIG = "cache.json"
 SHARD = 1024  # images in a file, and what a killed process loses at most
 _SHARD_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})\.npy")
-# Set keys of views, and of which view comes first, apart from those that a
+# They separate the keys of views, and of the first view, from the keys that a
 # training of the same seed derives.
 _VIEWS, _FIRST = 0x5EEDCAC4, 0x5EEDCAC5
 
@@ -27,11 +31,11 @@ class FixedViews:
         views_per_image: positive int, V.
     """
 
-    def __init__(self, seed, views_per_image):
+    def __init__(self, seed: int, views_per_image: int) -> None:
         self.seed, self.views_per_image = seed, views_per_image
 
-    def keys(self, index, number):
-        """Keys from which views are made, see `seed_tf.views.View`.
+    def keys(self, index: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """Returns the keys of views, see `seed_tf.views.View`.
 
         Args:
             index: int64 `[...]`, the numbers of images in their data set.
@@ -43,10 +47,13 @@ class FixedViews:
         key = random.purpose_key(self.seed, 0, _VIEWS)
         return random.fold_in(random.fold_in(key, index), number)
 
-    def chosen(self, seed, epoch, index):
-        """Which view of each image a training sees in an epoch.
+    def chosen(
+        self, seed: int, epoch: tf.Tensor, index: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the number of the view that a training sees in an epoch.
 
-        All V, one after the other, and again; each image begins at another.
+        Epochs go through all V views and begin again. The first view differs
+        from image to image.
 
         Args:
             seed: int, of the training.
@@ -62,7 +69,7 @@ class FixedViews:
 
 
 class ViewCache(FixedViews):
-    """What a frozen teacher makes of V fixed views of each image, on disk.
+    """A frozen teacher's embeddings of V fixed views of each image, on disk.
 
     A view is a key of its random parameters, a function of the cache's seed,
     the image's number and the view's: only embeddings are stored. `build`
@@ -73,7 +80,7 @@ class ViewCache(FixedViews):
     Args:
         path: folder that `build` has filled:
 
-            - `cache.json`, what it was made of: "teacher", "views", "images",
+            - `cache.json`, its contents: "teacher", "views", "images",
               "seed", "views_per_image", "embeddings_per_view", "dim",
               "teacher_precision";
             - `<shard>-<CRC-32>.npy`, float16 `[1024, V, n, D]`, the
@@ -95,7 +102,7 @@ class ViewCache(FixedViews):
     >>> seed.fit(batches)  # doctest: +SKIP
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = os.path.abspath(os.path.expanduser(path))
         try:
             self.config = read_json(os.path.join(self.path, CONFIG))
@@ -156,7 +163,7 @@ class ViewCache(FixedViews):
             row[:] = values.reshape(row.shape)
         return rows
 
-    def check_teacher(self, teacher):
+    def check_teacher(self, teacher: keras.Model) -> None:
         """Raises ValueError unless the cache is of this teacher.
 
         Args:
@@ -201,13 +208,13 @@ class ViewCache(FixedViews):
             )
 
 
-def row_shape(config):
+def row_shape(config: dict[str, Any]) -> tuple[int, ...]:
     """(V, n, D), the shape of an image's embeddings."""
     names = ("views_per_image", "embeddings_per_view", "dim")
     return tuple(config[name] for name in names)
 
 
-def shard_shapes(config):
+def shard_shapes(config: dict[str, Any]) -> list[tuple[int, ...]]:
     """The shapes of all shards, in their order."""
     total, shape = config["images"]["number"], row_shape(config)
     return [
@@ -215,8 +222,8 @@ def shard_shapes(config):
     ]
 
 
-def find_shards(path):
-    """Shards that there are: dict of numbers to (file name, checksum)."""
+def find_shards(path: str) -> dict[int, tuple[str, int]]:
+    """Returns (file name, checksum) of each shard by its number."""
     found = {}
     for name in sorted(os.listdir(path)):
         if match := _SHARD_NAME.fullmatch(name):
@@ -224,16 +231,16 @@ def find_shards(path):
     return found
 
 
-def shard_name(number, checksum):
-    """The name of a shard's file."""
+def shard_name(number: int, checksum: int) -> str:
+    """Returns the name of a shard's file."""
     return f"{number:06d}-{checksum:08x}.npy"
 
 
-def read_shard(file, shape, checksum):
-    """Where a shard's values begin in its file, in bytes.
+def read_shard(file: str, shape: tuple[int, ...], checksum: int) -> int:
+    """Returns the place in its file where a shard's values begin, in bytes.
 
     Raises:
-        ValueError: if it is not what it should be; the message is the reason.
+        ValueError: if the shard is damaged. The message gives the reason.
     """
     try:
         array = np.load(file, mmap_mode="r")
@@ -248,8 +255,8 @@ def read_shard(file, shape, checksum):
     return array.offset
 
 
-def whole_shards(path, config):
-    """All shards of a cache: list of (file, where its values begin).
+def whole_shards(path: str, config: dict[str, Any]) -> list[tuple[str, int]]:
+    """Returns (file, place of its values in bytes) of all shards.
 
     Raises:
         ValueError: if any is missing or damaged, with its name.

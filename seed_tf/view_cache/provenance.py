@@ -1,4 +1,10 @@
-"""What a view cache was made of, and how that differs from what is given."""
+"""The teacher and the views that a view cache was made with, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
 
 from seed_tf import views as seed_views
 from seed_tf.encoders import Encoder
@@ -6,36 +12,39 @@ from seed_tf.io.files import as_json
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.views.layers import SeededAugmentation
 
-# Of a layer's configuration: what does not decide what it draws from its key.
+# Settings of a layer without influence on the numbers it draws from a key.
 _NO_MATTER = ("name", "trainable", "dtype", "seed")
 
 
-def of_teacher(teacher):
-    """What decides the embeddings of a teacher, as JSON can hold it."""
-    facts = {"fingerprint": fingerprint(teacher)}
+def of_teacher(teacher: keras.Model) -> dict[str, Any]:
+    """Returns everything that a teacher's embeddings depend on."""
+    facts: dict[str, Any] = {"fingerprint": fingerprint(teacher)}
     if isinstance(teacher, Encoder):
         config = teacher.get_config()
         facts |= {key: config[key] for key in ("mean", "std")}
     return as_json(facts)
 
 
-def of_views(views, squares=None):
-    """What decides a view besides the image and its key.
+def of_views(
+    views: seed_views.View | seed_views.MultiCrop,
+    squares: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns everything that a view depends on besides image and key.
 
     Args:
         views: `View` or `MultiCrop`.
-        squares: dict of how whole images are cut, None if views are crops of
-            the encoded image.
+        squares: how whole images are cut, None if views are crops of the
+            encoded image.
 
     Returns:
-        dict of names and settings of layers, as JSON can hold it.
+        Names and settings of layers, as they come back from a JSON file.
 
     Raises:
         ValueError: if views are not functions of the image and its key.
     """
     if isinstance(views, seed_views.MultiCrop):
         parts = {"large": views.global_view, "small": views.small_view}
-        facts = {"num_small": views.num_small}
+        facts: dict[str, Any] = {"num_small": views.num_small}
     else:
         parts, facts = {"layers": views}, {}
     for name, view in parts.items():
