@@ -172,8 +172,8 @@ class ImageSearch:
             model = load_encoder(encoder or config["encoder"])
         except ValueError as error:
             raise ValueError(
-                f"The encoder of {index.path!r} cannot be loaded; tell by "
-                f"`encoder` where it is. {error}"
+                f"The encoder of {index.path!r} cannot be loaded. If it "
+                f"has moved, give its place as `encoder`. {error}"
             ) from error
         found = fingerprint(model)
         if found != config["fingerprint"]:

@@ -589,7 +589,7 @@ class ImageSearchTest(Folder):
     def test_encoder_is_gone_or_another(self):
         moved = str(self.folder / "moved.keras")
         os.rename(self.encoder, moved)
-        with self.assertRaisesRegex(ValueError, "tell by --encoder where"):
+        with self.assertRaisesRegex(ValueError, "give its place as `encoder`"):
             search.ImageSearch(self.found)
         search.ImageSearch(self.found, moved)
         model = keras.saving.load_model(moved)

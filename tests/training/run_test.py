@@ -428,6 +428,13 @@ class RunFolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "teacher: 'x' there, 'y' here"):
             same.claim(teacher="y")
 
+    def test_a_key_that_older_code_lacked_has_its_default(self):
+        RunFolder(self.path, {"epochs": 2}).claim()
+        config, defaults = {"epochs": 2, "seed": 0}, {"seed": 0}
+        RunFolder(self.path, config, defaults=defaults)
+        with self.assertRaisesRegex(ValueError, "seed: 0 there, 1 here"):
+            RunFolder(self.path, {**config, "seed": 1}, defaults=defaults)
+
     def test_overwrite_removes_the_run_and_nothing_else(self):
         train(self.path, model(), config={"seed": 1})
         notes = os.path.join(self.path, "notes.txt")

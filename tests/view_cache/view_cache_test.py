@@ -369,7 +369,7 @@ class ViewCacheTest(parameterized.TestCase):
         self.assertLen([x for x in left if "unfinished" in x], 1)
         lines = []
         build(path, self.data, teacher=self.teacher, log=lines.append)
-        self.assertIn("in 3 files, of which 2 are missing", lines[0])
+        self.assertIn("in 3 files, 2 missing", lines[0])
         self.assertIn("39 views to embed", lines[1])
         self.assertEqual(content(path), content(self.path))
 
@@ -390,8 +390,8 @@ class ViewCacheTest(parameterized.TestCase):
             )
         self.assertEqual(
             lines[0],
-            "21 images, 2 views of 32 bytes each: 1.73 kB in 3 files, of "
-            "which 3 are missing.",
+            "21 images, 2 views of 32 bytes each: 1.73 kB in 3 files, "
+            "3 missing.",
         )
         sizes = [os.stat(file_of(path, i)).st_size for i in range(3)]
         self.assertEqual(sum(sizes), 21 * 2 * 32 + 3 * 128)
@@ -401,7 +401,7 @@ class ViewCacheTest(parameterized.TestCase):
         self.assertRegex(lines[-2], r"^  40/42 views  0 views/s  5 s left$")
         self.assertRegex(lines[-1], r"^  42/42 views .* 0 s left$")
         build(self.path, self.data, teacher=self.teacher, log=lines.append)
-        self.assertEndsWith(lines[-1], "of which 0 are missing.")
+        self.assertEndsWith(lines[-1], ", 0 missing.")
 
     def test_damaged_files_are_named_and_made_again(self):
         path = self.copy()
@@ -699,8 +699,8 @@ class LaunchersTest(absltest.TestCase):
         with mock.patch.object(
             seed_tf.recipes,
             "build",
-            lambda recipe, teacher, views, stem, seed: student(
-                recipe, teacher, views=views, seed=seed
+            lambda config, teacher, views: student(
+                config, teacher, views=views, seed=config.seed
             ),
         ):
             printed = self.launch(*train)
