@@ -1,4 +1,6 @@
-"""The count of files that cannot be read, and the limit to it."""
+"""Counts unreadable files, and limits their number."""
+
+from __future__ import annotations
 
 import threading
 
@@ -6,19 +8,22 @@ from absl import logging
 
 
 class CorruptFiles:
-    """Names the bad files of a data set, and stops a run that has too many.
+    """Collects unreadable files, and stops a run that meets too many.
 
-    `load` skips what it cannot decode and reports it here, from all of its
-    threads. Every file is logged once. Once there are more than
-    `max_fraction` of the data set, the pipeline fails with the message that
-    `check` raises.
+    `load` skips files that it cannot decode and reports them to this object,
+    from several threads. Each file is logged once. When more than
+    `max_fraction` of the data set are unreadable, the pipeline fails with the
+    message of `check`.
 
     Args:
-        max_fraction: float in [0, 1], share of the data set's images that may
-            be bad.
+        max_fraction: float in [0, 1], the share of the data set's images that
+            may be unreadable.
+
+    Attributes:
+        size: int, number of images in the data set; `load` sets it.
 
     Raises:
-        ValueError: if `max_fraction` is out of its range.
+        ValueError: if `max_fraction` is out of range.
 
     Example:
 
@@ -28,49 +33,50 @@ class CorruptFiles:
     {}
     """
 
-    shown = 20
+    shown = 20  # files that the message of `check` names
 
-    def __init__(self, max_fraction=0.01):
+    def __init__(self, max_fraction: float = 0.01) -> None:
         if not 0 <= max_fraction <= 1:
             raise ValueError(
                 "`max_fraction` must be in [0, 1]. "
                 f"Received: max_fraction={max_fraction}."
             )
         self.max_fraction = max_fraction
-        self.size = None  # images in the data set, which `load` sets
-        self._files = {}
+        self.size = 0
+        self._files: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @property
-    def files(self):
-        """dict of the bad files' names to what is wrong with each."""
+    def files(self) -> dict[str, str]:
+        """The unreadable files: a dict of names to reasons."""
         with self._lock:
             return dict(self._files)
 
-    def add(self, name, reason):
-        """Notes a bad file, in the log when it is seen first."""
+    def add(self, name: str, reason: str) -> None:
+        """Records an unreadable file, and logs a new one."""
         with self._lock:
             known = name in self._files
             self._files[name] = reason
         if not known:
             logging.warning("Skipped %s: %s.", name, reason)
 
-    def verdict(self):
-        """str, why there are too many bad files; empty if there are not."""
+    def verdict(self) -> str:
+        """Returns the error message, or "" while the number is allowed."""
         files = self.files
         if not files or len(files) <= self.max_fraction * self.size:
             return ""
         listed = [f"{name} ({why})" for name, why in files.items()]
-        if more := len(listed) - self.shown:
-            more = f" and {more} more" if more > 0 else ""
+        more = len(listed) - self.shown
+        rest = f" and {more} more" if more > 0 else ""
         return (
             f"{len(files)} of {self.size} images cannot be read, more than "
             f"the {self.max_fraction:.3%} allowed: "
-            f"{', '.join(listed[: self.shown])}{more or ''}. Mend or remove "
-            "them, or raise `max_corrupt_fraction`."
+            f"{', '.join(listed[: self.shown])}{rest}. Repair or remove these "
+            "files, or raise `max_corrupt_fraction` (of `CorruptFiles`: "
+            "max_fraction)."
         )
 
-    def check(self):
-        """Raises ValueError, with the list, if there are too many."""
+    def check(self) -> None:
+        """Raises ValueError, with the files, if too many are unreadable."""
         if verdict := self.verdict():
             raise ValueError(verdict)

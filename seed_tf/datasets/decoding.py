@@ -1,16 +1,18 @@
-"""Image files to uint8 RGB pixels, no more of them than are needed.
+"""Decodes image files to uint8 RGB pixels, and only the pixels needed.
 
-PIL reads the header and is the reference for every pixel: what comes out is
-what torchvision's loader, `convert("RGB")`, would give, but that 16-bit grey is
+PIL reads the header and is the reference for every pixel. The pixels are those
+of torchvision's loader, `convert("RGB")`, with two exceptions: 16-bit grey is
 scaled instead of clipped, and EXIF orientation is respected. Transparency is
-dropped, not composited. Of a JPEG only the rectangle that is asked for is
-decoded, by TensorFlow, to the same bits, unless that is half of it or more.
+dropped, not composited. TensorFlow decodes a rectangle of a JPEG to the same
+bits, where the rectangle is less than half of the image.
 
-Anything may be raised for a damaged file: decoders do.
+A damaged file may raise any kind of exception.
 """
 
+from __future__ import annotations
+
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from seed_tf.images import shorter_side
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-# PIL's own limit, half of the one at which it refuses: 256 MB of RGB.
+# PIL warns from here on, and refuses twice as many: 256 MB of RGB.
 MAX_PIXELS = 89_478_485
 
 _ORIENTATION = 0x0112
@@ -67,7 +69,7 @@ def centre_crops(paths: Iterable[str], image_size: int = 224) -> np.ndarray:
 
 
 class EncodedImage:
-    """An image file of which the header has been read, and nothing decoded.
+    """An image file whose header is read, and whose pixels are not decoded.
 
     Args:
         data: bytes, the file.
@@ -77,10 +79,10 @@ class EncodedImage:
         width: int, of the upright image.
 
     Raises:
-        Exception: of many kinds, if this is no image that can be decoded.
+        Exception: of many kinds, if the file cannot be decoded.
     """
 
-    def __init__(self, data):
+    def __init__(self, data: bytes) -> None:
         if not data:
             raise ValueError("the file is empty")
         self._data = data
@@ -96,10 +98,15 @@ class EncodedImage:
                 f"the header announces {width} x {height} pixels, more than "
                 f"{MAX_PIXELS:,}"
             )
-        # A phone's JPEG with a second picture behind the first is an MPO.
+        # PIL's name of a JPEG with a second picture, as phones write, is MPO.
         self._is_jpeg = self._image.format in ("JPEG", "MPO")
-        if self._is_jpeg and data.rfind(b"\xff\xd9", self._image.fp.tell()) < 0:
-            # A crop may not reach the end, and must not depend on it.
+        file = self._image.fp
+        if (
+            self._is_jpeg
+            and file is not None
+            and data.rfind(b"\xff\xd9", file.tell()) < 0
+        ):
+            # A crop may not reach the end, but must fail like other crops.
             raise ValueError("the JPEG is truncated")
         self._turns = _TURNS[_orientation(self._image)]
         transposed = self._turns[0]
@@ -107,12 +114,14 @@ class EncodedImage:
             (width, height) if transposed else (height, width)
         )
 
-    def crops(self, groups):
-        """Crops, each resized to a square as PIL resizes it, antialiased.
+    def crops(
+        self, groups: Sequence[tuple[np.ndarray, int]]
+    ) -> list[np.ndarray]:
+        """Cuts out crops, and resizes each to a square with PIL, antialiased.
 
-        Only the smallest rectangle that holds all crops is decoded; of a JPEG
-        at a half, quarter or eighth of its size where every crop still has at
-        least twice the pixels along each side that are asked for.
+        Only the smallest rectangle around all crops is decoded. A JPEG is
+        decoded at a half, quarter or eighth of its size while each side of
+        every crop keeps at least twice the pixels of the result.
 
         Args:
             groups: list of pairs: boxes int `[n, 4]` (top, left, height and
@@ -122,19 +131,19 @@ class EncodedImage:
         Returns:
             list of uint8 `[n, S, S, 3]`.
         """
-        groups = [
+        stored = [
             ([self._stored(box, self.height, self.width) for box in boxes], s)
             for boxes, s in groups
         ]
         reduce = 1
         if self._is_jpeg:
             spare = min(
-                min(b[2:]) / size for boxes, size in groups for b in boxes
+                min(b[2:]) / size for boxes, size in stored for b in boxes
             )
             while reduce < 8 and spare >= 4 * reduce:
                 reduce *= 2
         cells = np.array(
-            [_cells(b, reduce) for boxes, _ in groups for b in boxes]
+            [_cells(b, reduce) for boxes, _ in stored for b in boxes]
         )
         window = [*cells[:, :2].min(0), *cells[:, 2:].max(0)]
         pixels, top, left = self._decode([int(x) for x in window], reduce)
@@ -142,7 +151,7 @@ class EncodedImage:
         def crop(box, size):
             y0, x0, y1, x1 = _cells(box, reduce)
             y, x, height, width = (side / reduce for side in box)
-            # Cut out first: what lies beyond must not bleed in.
+            # Cut out first: pixels beyond the crop must not bleed in.
             part = pixels.crop((x0 - left, y0 - top, x1 - left, y1 - top))
             part = part.resize(
                 (size, size),
@@ -153,18 +162,18 @@ class EncodedImage:
 
         return [
             np.stack([crop(box, size) for box in boxes])
-            for boxes, size in groups
+            for boxes, size in stored
         ]
 
-    def square(self, size, shorter):
-        """The central square, after resizing until the shorter side fits.
+    def square(self, size: int, shorter: int) -> np.ndarray:
+        """Resizes the image, and returns its central square.
 
-        Sizes and offsets are rounded as torchvision's Resize and CenterCrop
-        round them: down, and half to even.
+        Rounding is that of torchvision's Resize, which rounds sizes down, and
+        CenterCrop, which rounds offsets half to even.
 
         Args:
             size: positive int, S.
-            shorter: int, at least S, what the shorter side is resized to.
+            shorter: int, at least S, the resized image's shorter side.
 
         Returns:
             uint8 `[S, S, 3]`.
@@ -183,7 +192,7 @@ class EncodedImage:
         return self._upright(pixels.crop((left, top, left + size, top + size)))
 
     def _stored(self, box, height, width):
-        """Where a box of the upright image lies in the image as stored."""
+        """Returns a box of the upright image in the stored image."""
         transposed, top_down, left_right = self._turns
         y, x, h, w = map(int, box)
         y = height - y - h if top_down else y
@@ -197,11 +206,11 @@ class EncodedImage:
         return pixels[:: -1 if top_down else 1, :: -1 if left_right else 1]
 
     def _decode(self, window, reduce=1):
-        """The stored image, `reduce` times smaller, or a part of it, in RGB.
+        """Decodes the stored image, or a part, `reduce` times smaller, to RGB.
 
         Args:
-            window: top, left, bottom, right of what is needed, in pixels of
-                the smaller image.
+            window: top, left, bottom, right of the part to decode, in pixels
+                of the smaller image.
             reduce: 1, 2, 4 or 8.
 
         Returns:
@@ -209,10 +218,10 @@ class EncodedImage:
         """
         y0, x0, y1, x1 = window
         width, height = (-(-side // reduce) for side in self._image.size)
-        # For half of an image and more, PIL is as fast with all of it.
+        # PIL decodes the whole image as fast as half of it.
         partly = reduce > 1 or (y1 - y0) * (x1 - x0) < 0.5 * height * width
         if self._is_jpeg and partly and self._image.mode in ("RGB", "L"):
-            # A pixel more all around: colour is interpolated from it.
+            # With a margin of one pixel, from which colour is interpolated.
             top, left = max(y0 - 1, 0), max(x0 - 1, 0)
             bottom, right = min(y1 + 1, height), min(x1 + 1, width)
             try:
@@ -221,18 +230,18 @@ class EncodedImage:
                     [top, left, bottom - top, right - left],
                     channels=3,
                     ratio=reduce,
-                    # The default is another, less exact, DCT than PIL's.
+                    # PIL's DCT; the default is less exact.
                     dct_method="INTEGER_ACCURATE",
                 )
                 return Image.fromarray(pixels.numpy()), top, left
             except tf.errors.InvalidArgumentError:
-                pass  # PIL decides, and says what is wrong.
+                pass  # PIL decides, and names the damage.
         pixels = _rgb(self._image)
         return pixels.reduce(reduce) if reduce > 1 else pixels, 0, 0
 
 
 def _cells(box, reduce):
-    """(top, left, bottom, right) of a box in pixels `reduce` times larger."""
+    """Returns (top, left, bottom, right) in pixels `reduce` times larger."""
     y, x, height, width = box
     y1, x1 = -(-(y + height) // reduce), -(-(x + width) // reduce)
     return y // reduce, x // reduce, y1, x1
@@ -241,7 +250,7 @@ def _cells(box, reduce):
 def _orientation(image):
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # damaged EXIF does not make a bad image
+    except Exception:  # the image may be intact despite damaged EXIF
         orientation = 1
     return orientation if orientation in _TURNS else 1
 
@@ -252,6 +261,6 @@ def _rgb(image):
         return image
     if image.mode.startswith("I"):  # 16 bits, which `convert` would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    # PIL warns that it drops it from a palette.
+    # Without this, PIL warns that it drops the transparency of a palette.
     image.info.pop("transparency", None)
     return image.convert("RGB")

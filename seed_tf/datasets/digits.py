@@ -1,4 +1,6 @@
-"""Real images that come with a dependency: no download."""
+"""Real images that need no download: they come with scikit-learn."""
+
+from __future__ import annotations
 
 import functools
 
@@ -9,23 +11,23 @@ import tensorflow as tf
 def digits(
     split: str, *, image_size: int = 16, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's 1,797 handwritten digits, as RGB images.
+    """Returns scikit-learn's 1,797 handwritten digits as RGB images.
 
-    Grey values 0 to 16 become 0 to 255 and are repeated for the three
-    channels; the 8 x 8 pixels are resized bilinearly. The split is stratified:
+    Grey values 0 to 16 become 0 to 255, the same in all three channels. The 8 x
+    8 pixels are resized bilinearly. The split is stratified:
     1,297 training images and 500 test images, disjoint, with equal shares of
     the ten classes.
 
     Args:
         split: "train" or "test".
         image_size: positive int, S.
-        seed: int, of the split. Results compare only within one.
+        seed: int, of the split. Compare only results of the same split.
 
     Returns:
         Images `[N, S, S, 3]` uint8 and labels `[N]` int64, 0 to 9.
 
     Raises:
-        ValueError: if the split is unknown.
+        ValueError: if `split` is unknown.
 
     Source: UCI's "Optical Recognition of Handwritten Digits", test part.
     """

@@ -1,11 +1,13 @@
-"""From a sampler and a source to batches of images.
+"""Turns a sampler and a source into batches of images.
 
-Every row of a batch stays where the sampler puts it, also if there is no image
-for it, or a bad one. So what a batch holds never depends on the batches before.
+A batch never depends on the batches before it: the sampler alone decides its
+rows, and a missing or unreadable image moves no other image to another batch.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,30 +15,40 @@ import tensorflow as tf
 from seed_tf import random
 from seed_tf.datasets.decoding import EncodedImage
 
-# AutoGraph reads and rewrites the source of all that a map calls, which takes
-# half a second of every start, and finds nothing to do.
+if TYPE_CHECKING:
+    from seed_tf.datasets.corrupt import CorruptFiles
+    from seed_tf.datasets.sampler import Sampler
+    from seed_tf.datasets.sources import Source
+
+# A step and the numbers of its images -> accompanying tensors, and bool `[b]`.
+Accompany = Callable[
+    [tf.Tensor, tf.Tensor], tuple[dict[str, tf.Tensor], tf.Tensor]
+]
+
+# AutoGraph would rewrite every function that a map calls. These functions do
+# not need it, and it costs half a second at each start.
 _plain = tf.autograph.experimental.do_not_convert
 
 
 class Decoder(NamedTuple):
-    """What is made of an image file.
+    """How to turn an image file into arrays.
 
     Attributes:
-        draws: function of a step, and of what goes along with the images, to
-            a tuple of float32 `[b, ...]`, random numbers for each image of
-            the worker's rows.
-        decode: Python function of a file's bytes and one image's random
-            numbers to a list of uint8 arrays.
-        shapes: list of their shapes.
+        draws: function that takes a step and the dict of tensors that
+            accompany its images; it returns a tuple of float32 `[b, ...]`,
+            random numbers for each image of the worker's rows.
+        decode: Python function that takes a file's bytes and one image's
+            random numbers; it returns a list of uint8 arrays.
+        shapes: list of the arrays' shapes.
     """
 
-    draws: Callable
-    decode: Callable
-    shapes: list
+    draws: Callable[[tf.Tensor, dict[str, tf.Tensor]], tuple[tf.Tensor, ...]]
+    decode: Callable[..., list[np.ndarray]]
+    shapes: Sequence[tuple[int, ...]]
 
 
-def squares(size, shorter):
-    """The `Decoder` of whole images, resized and cut to a square."""
+def squares(size: int, shorter: int) -> Decoder:
+    """Returns the decoder of central squares, see `EncodedImage.square`."""
     return Decoder(
         draws=lambda step, along: (),
         decode=lambda data: [EncodedImage(data).square(size, shorter)],
@@ -44,25 +56,29 @@ def squares(size, shorter):
     )
 
 
-def crops(views, keys, num_views):
-    """The `Decoder` of the crops that `views` begin with.
+def crops(
+    views: Any,
+    keys: Callable[[tf.Tensor, dict[str, tf.Tensor]], tf.Tensor],
+    num_views: int,
+) -> Decoder | None:
+    """Returns the decoder of random crops, the first layers of `views`.
 
     Args:
-        views: `View`, `MultiCrop` or anything.
-        keys: function of a step, and of what goes along with the images, to
-            uint32 `[b, g, n, 2]`, keys of g times n views of each image; n of
-            them are decoded together, from what all of them need.
+        views: `View`, `MultiCrop` or another function of images.
+        keys: function that takes a step and the dict of tensors that accompany
+            its images; it returns uint32 `[b, g, n, 2]`, the keys of g groups
+            of n views of each image. A group is decoded together.
         num_views: int, g times n.
 
     Returns:
-        `Decoder`, or None if the views do not begin with a crop.
+        `Decoder`, or None if `views` does not begin with a crop.
     """
     layers = getattr(views, "crops", [])
     if not layers:
         return None
 
     def draws(step, along):
-        # Of each layer `[b, g, n, count, numbers]`.
+        # One tensor `[b, g, n, count, numbers]` for each layer.
         return tuple(views.crop_draws(keys(step, along)))
 
     def decode(data, *uniforms):
@@ -89,13 +105,17 @@ def crops(views, keys, num_views):
     return Decoder(draws, decode, shapes)
 
 
-def in_memory(arrays, sampler, accompany=None):
-    """Batches of (images, labels) from arrays `[N, S, S, 3]` and `[N]`.
+def in_memory(
+    arrays: tuple[np.ndarray, np.ndarray],
+    sampler: Sampler,
+    accompany: Accompany | None = None,
+) -> tf.data.Dataset:
+    """Returns batches (images, labels) of arrays.
 
     Args:
-        arrays: pair of arrays.
+        arrays: pair of images `[N, S, S, 3]` and labels `[N]`.
         sampler: `Sampler`.
-        accompany: as of `decoded`.
+        accompany: see `decoded`.
     """
     images, labels = (tf.constant(array) for array in arrays)
 
@@ -110,21 +130,28 @@ def in_memory(arrays, sampler, accompany=None):
     return sampler.steps.map(batch, tf.data.AUTOTUNE)
 
 
-def decoded(source, sampler, decoder, corrupt, accompany=None):
-    """Batches of (images, labels) from files; images as `load` describes.
+def decoded(
+    source: Source,
+    sampler: Sampler,
+    decoder: Decoder,
+    corrupt: CorruptFiles,
+    accompany: Accompany | None = None,
+) -> tf.data.Dataset:
+    """Returns batches (images, labels) of files; see `load` for the images.
 
-    Bad rows are left out of the batch or, with `sampler.drop_remainder`, give
-    way to the next good row.
+    An unreadable image is dropped from its batch or, with
+    `sampler.drop_remainder`, replaced by the next readable image of the batch.
 
     Args:
         source: `Source`.
         sampler: `Sampler`.
         decoder: `Decoder`.
-        corrupt: `CorruptFiles` to report to.
-        accompany: None, or a function of a step and its images' numbers
-            `[b]` to what goes along with the images, a dict of tensors with
-            a row for each, and to bool `[b]`, False for rows to be replaced
-            like bad ones. The images become one of the dict, "images".
+        corrupt: `CorruptFiles`, which collects the unreadable images.
+        accompany: function that takes a step and the numbers `[b]` of its
+            images; it returns a dict of tensors with a row per image, and bool
+            `[b]`, False for images to replace like unreadable images. The
+            batch is then this dict, with the images as "images". None for
+            images alone.
     """
     blank = [np.zeros(shape, np.uint8) for shape in decoder.shapes]
 
@@ -135,7 +162,7 @@ def decoded(source, sampler, decoder, corrupt, accompany=None):
             if present:
                 data, label = source.fetch(*record)
                 return *decoder.decode(data, *draws), label, True
-        except Exception as error:  # of any kind: the data are damaged
+        except Exception as error:  # decoders raise any kind
             corrupt.add(source.name(*record), _reason(error))
         return *blank, np.int64(-1), False
 
@@ -146,7 +173,7 @@ def decoded(source, sampler, decoder, corrupt, accompany=None):
             lambda *flat: read(*tf.nest.pack_sequence_as(inputs, flat)),
             tf.nest.flatten(inputs),
             [tf.uint8] * len(blank) + [tf.int64, tf.bool],
-            # It may be called again: the same file is counted once.
+            # A repeated call does no harm: each file is counted once.
             stateful=False,
         )
         for image, shape in zip(images, decoder.shapes, strict=True):
@@ -197,8 +224,10 @@ def decoded(source, sampler, decoder, corrupt, accompany=None):
     return batches
 
 
-def live_keys(seed, rows, num_views):
-    """The keys that a step draws by itself, for `crops`.
+def live_keys(
+    seed: int, rows: tuple[int, int], num_views: int
+) -> Callable[[tf.Tensor, dict[str, tf.Tensor]], tf.Tensor]:
+    """Returns a function for `crops` whose keys derive from seed and step.
 
     Args:
         seed: int, of the views.
@@ -214,10 +243,10 @@ def live_keys(seed, rows, num_views):
     return keys
 
 
-def given_keys(step, along):
-    """Keys that go along with the images, `[b, 2]` or `[b, V, 2]`, for `crops`.
+def given_keys(step: tf.Tensor, along: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Returns keys for `crops` from "keys", `[b, 2]` or `[b, V, 2]`.
 
-    Each view is decoded by itself, and so the same whichever others are.
+    Each view is decoded by itself, so it does not depend on the other views.
     """
     keys = along["keys"]
     if keys.shape.rank == 2:
@@ -230,7 +259,7 @@ def _with(along, images):
 
 
 def _check(verdict):
-    """Fails, without a traceback, with what a Python function says."""
+    """Fails with the message of a Python function, without a traceback."""
     message = tf.numpy_function(verdict, [], tf.string)
     return tf.debugging.Assert(tf.equal(message, ""), [message])
 

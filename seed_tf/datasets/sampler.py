@@ -1,8 +1,10 @@
-"""Which image is seen when: a pure function of the seed, in no memory.
+"""Which image each batch holds: a pure function of the seed, without memory.
 
-Place i of epoch e is filled by a pseudo-random permutation of the images that
-(seed, e) selects, so that any batch can be found without its predecessors.
+The images of an epoch follow a pseudo-random permutation, which seed and epoch
+select. So any batch can be computed without the batches before it.
 """
+
+from __future__ import annotations
 
 import dataclasses
 
@@ -10,31 +12,31 @@ import tensorflow as tf
 
 from seed_tf import random
 
-# Sets the keys of the order apart from those of views: they are folded with
-# streams, which are small numbers.
+# Makes the keys of permutations differ from the keys of views, which are folded
+# with small numbers.
 _ORDER = 0x5EED0DE5
-# Of the permutation that chooses the images held out, whatever the seed.
+# Key of the permutation that chooses held-out images, the same for all seeds.
 _HELD_OUT = (0x5EED, 0x4E1D)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The rows that one worker reads, batch for batch.
+    """The images of each batch, for the rows that one worker reads.
 
     Attributes:
-        total: int, images of the data set.
-        start: int, where the images of this subset begin in a fixed
-            permutation of all, if `held_out`.
-        size: int, images of this subset, seen in every epoch.
-        held_out: bool, whether there is such a permutation.
+        total: int, number of images in the data set.
+        start: int, with `held_out` the first position of this subset in a
+            fixed permutation of all images.
+        size: int, number of images in this subset, all seen in every epoch.
+        held_out: bool, whether the subset is part of that permutation.
         batch_size: int, B, of the global batch.
-        rows: pair of ints, first row of each global batch that is read, and
-            the one after the last.
-        drop_remainder: bool, leave out what does not fill a batch; otherwise
-            the last batch of an epoch has places without an image.
+        rows: pair of ints, the first row of each global batch that this worker
+            reads, and the row after the last.
+        drop_remainder: bool, drop images that do not fill a batch; otherwise
+            the last batch of an epoch has empty positions.
         shuffle: bool.
         seed: int.
-        first_step: int, batch to begin with.
+        first_step: int, the first batch to read.
         epochs: int.
     """
 
@@ -43,7 +45,7 @@ class Sampler:
     size: int
     held_out: bool
     batch_size: int
-    rows: tuple
+    rows: tuple[int, int]
     drop_remainder: bool
     shuffle: bool
     seed: int
@@ -51,8 +53,8 @@ class Sampler:
     epochs: int
 
     @classmethod
-    def once(cls, size, batch_size):
-        """All of `size` images once, in their own order, read by one."""
+    def once(cls, size: int, batch_size: int) -> Sampler:
+        """Returns the sampler of `size` images, once and in their order."""
         return cls(
             total=size,
             start=0,
@@ -68,24 +70,27 @@ class Sampler:
         )
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
         whole, rest = divmod(self.size, self.batch_size)
         return whole + (rest > 0 and not self.drop_remainder)
 
     @property
-    def steps(self):
-        """The `tf.data.Dataset` of the numbers of batches to be read."""
+    def steps(self) -> tf.data.Dataset:
+        """The numbers of the batches to read, int64."""
         return tf.data.Dataset.range(
             self.first_step, self.epochs * self.steps_per_epoch
         )
 
-    def places(self, step):
-        """int64 `[b]`, the places within their epoch of a batch's rows."""
+    def places(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the positions of a batch's rows in the epoch, int64 `[b]`."""
         first = step % self.steps_per_epoch * self.batch_size
         return first + tf.range(*self.rows, dtype=tf.int64)
 
-    def indices(self, step):
-        """int64 `[b]`, the numbers of the images; any, for empty places."""
+    def indices(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the numbers of a batch's images, int64 `[b]`.
+
+        The number at an empty position has no meaning.
+        """
         index = tf.minimum(self.places(step), self.size - 1)
         if self.shuffle:
             key = self.key(step // self.steps_per_epoch)
@@ -95,11 +100,11 @@ class Sampler:
             index = permute(index + self.start, key, self.total)
         return index
 
-    def key(self, epoch):
-        """uint32 `[2]`, the key of an epoch's permutations."""
+    def key(self, epoch: tf.Tensor) -> tf.Tensor:
+        """Returns the key of an epoch's permutations, uint32 `[2]`."""
         return random.purpose_key(self.seed, epoch, _ORDER)
 
 
-def permute(index, key, size):
-    """Where a pseudo-random permutation of `size` numbers puts each index."""
+def permute(index: tf.Tensor, key: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns the images of indices under a permutation of [0, size)."""
     return tf.random.experimental.index_shuffle(index, key, size - 1)

@@ -1,13 +1,13 @@
-"""Detection: an encoder's backbone in a KerasCV RetinaNet, by COCO's metrics.
+"""Object detection: an encoder as the backbone of a KerasCV RetinaNet.
 
 Boxes are `(x1, y1, x2, y2)` in pixels of the image that the network sees. A
-data set here is a `tf.data.Dataset` of single images `[S, S, 3]` and a dict of
-their objects, padded to a common number M:
+data set of this package is a `tf.data.Dataset` of single images `[S, S, 3]`,
+each with a dict of its objects, padded to a common number M:
 
-- "boxes": `[M, 4]` float32, -1 where there is none;
-- "classes": `[M]` float32, 0, 1, ..., or -1 where there is none;
-- "crowd": `[M]` bool, objects that are not trained on, and neither missed nor
-  found in evaluation: COCO's crowds, VOC's difficult ones.
+- "boxes": `[M, 4]` float32, -1 as padding;
+- "classes": `[M]` float32, 0, 1, ..., and -1 as padding;
+- "crowd": `[M]` bool, True for objects that training ignores and evaluation
+  counts neither as missed nor as found: COCO's crowds, VOC's difficult objects.
 """
 
 from seed_tf.detection.boxes import (
@@ -40,7 +40,6 @@ from seed_tf.detection.training import fine_tune_detector
 __all__ = [
     "METRICS",
     "Pyramid",
-    "import_pycocotools",
     "coco_metrics",
     "compare",
     "detect",
@@ -49,6 +48,7 @@ __all__ = [
     "evaluate_detector",
     "fine_tune_detector",
     "flip_images",
+    "import_pycocotools",
     "load_boxes",
     "pyramid_maps",
     "resize",

@@ -1,4 +1,6 @@
-"""Images with boxes: read, resized, mirrored, checked."""
+"""Reads, resizes, mirrors and checks images with boxes."""
+
+from __future__ import annotations
 
 import tensorflow as tf
 
@@ -6,31 +8,38 @@ from seed_tf.datasets import sources
 
 
 def load_boxes(
-    name, split, *, data_dir=None, image_size=512, max_boxes=100, download=False
-):
-    """Images with boxes that TensorFlow Datasets has prepared.
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int = 512,
+    max_boxes: int = 100,
+    download: bool = False,
+) -> tuple[tf.data.Dataset, list[str]]:
+    """Reads images with boxes that TensorFlow Datasets has prepared.
 
-    Images keep their aspect: the longer side becomes `image_size`, the rest,
-    at the right and the bottom, is black.
+    Images keep their aspect ratio: the longer side becomes `image_size`, and
+    black fills the square at the right or at the bottom.
 
     Args:
         name: str, as `tfds.builder` takes it: "voc/2007", "coco/2017", or any
-            with "objects" of "bbox" and "label".
+            data set with "objects" of "bbox" and "label".
         split: str, as TFDS takes it.
-        data_dir: str, where it was prepared; None for TFDS's default.
+        data_dir: str, folder of the prepared data; None for TFDS's default.
         image_size: positive int, S, a multiple of 32.
         max_boxes: positive int, M.
-        download: bool, prepare it if it is not.
+        download: bool, download and prepare missing data.
 
     Returns:
-        A data set, see `seed_tf.detection`, in a fixed order, and
-        the classes' names.
+        A data set, see `seed_tf.detection`, in a fixed order, and the names of
+        the classes.
 
     Raises:
-        ValueError: at once, if the data are not prepared or have no boxes.
+        ValueError: before any reading, if the data are not prepared or have no
+            boxes.
     """
     check_size(image_size)
-    # Its checks; images alone would be read from here.
+    # Called for its checks only.
     sources.TFDS(name, data_dir, split, download)
     import tensorflow_datasets as tfds
 
@@ -74,17 +83,20 @@ def load_boxes(
     return data.map(example, tf.data.AUTOTUNE), fields["label"].names
 
 
-def resize(image, boxes, image_size):
-    """An image in a square, its aspect kept, and its boxes in pixels.
+def resize(
+    image: tf.Tensor, boxes: tf.Tensor, image_size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Fits an image into a square, and scales its boxes to pixels.
 
     Args:
         image: `[H, W, 3]`.
-        boxes: `[M, 4]`, (y1, x1, y2, x2) in [0, 1], as TFDS has them.
+        boxes: `[M, 4]`, (y1, x1, y2, x2) in [0, 1], as in TFDS.
         image_size: int, S.
 
     Returns:
-        Image `[S, S, 3]` uint8, in the upper left, and boxes `[M, 4]` float32,
-        (x1, y1, x2, y2) in pixels.
+        `[S, S, 3]` uint8, with the image in the upper left corner and its
+        aspect ratio kept, and boxes `[M, 4]` float32, (x1, y1, x2, y2) in
+        pixels.
     """
     image = tf.image.resize(
         image,
@@ -101,14 +113,16 @@ def resize(image, boxes, image_size):
     return tf.ensure_shape(image, [image_size, image_size, 3]), boxes
 
 
-def flip_images(images, boxes, classes, drawn):
-    """Mirrors the drawn images and their boxes.
+def flip_images(
+    images: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, flipped: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors chosen images and their boxes, left to right.
 
     Args:
         images: `[B, S, S, 3]`.
         boxes: `[B, M, 4]` float32.
-        classes: `[B, M]`, -1 where there is no box.
-        drawn: bool `[B]`.
+        classes: `[B, M]`, -1 as padding.
+        flipped: bool `[B]`, the images to mirror.
 
     Returns:
         Images and boxes.
@@ -116,12 +130,13 @@ def flip_images(images, boxes, classes, drawn):
     width = tf.cast(tf.shape(images)[2], boxes.dtype)
     x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
     mirrored = tf.stack([width - x2, y1, width - x1, y2], axis=-1)
-    chosen = (drawn[:, None] & (classes >= 0))[..., None]
-    images = tf.where(drawn[:, None, None, None], images[:, :, ::-1], images)
+    chosen = (flipped[:, None] & (classes >= 0))[..., None]
+    images = tf.where(flipped[:, None, None, None], images[:, :, ::-1], images)
     return images, tf.where(chosen, mirrored, boxes)
 
 
-def check_size(image_size):
+def check_size(image_size: int) -> None:
+    """Raises ValueError if RetinaNet cannot take images of this size."""
     if not isinstance(image_size, int) or image_size < 32 or image_size % 32:
         raise ValueError(
             "`image_size` must be a positive multiple of 32, the last stride. "
@@ -129,8 +144,8 @@ def check_size(image_size):
         )
 
 
-def check_images(data, num_classes):
-    """Refuses what is no data set of this module, before anything runs."""
+def check_images(data: tf.data.Dataset, num_classes: int) -> None:
+    """Raises ValueError if data are no data set of this package."""
     try:
         image, objects = data.element_spec
         height, width, channels = image.shape
@@ -153,8 +168,8 @@ def check_images(data, num_classes):
     else:
         raise ValueError(
             "Expected images with objects. Received: none in the first "
-            f"{len(tops)} images. Of COCO and of VOC 2012 the split 'test' is "
-            "published without boxes."
+            f"{len(tops)} images. COCO and VOC 2012 publish the split 'test' "
+            "without boxes."
         )
     if tops[-1] >= num_classes:
         raise ValueError(

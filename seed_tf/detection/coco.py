@@ -1,9 +1,16 @@
 """COCO's metrics, by its authors' own code."""
 
+from __future__ import annotations
+
 import contextlib
 import io
+from collections.abc import Mapping
+from types import ModuleType
 
+import keras
 import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 
 from seed_tf.detection.boxes import check_images
 from seed_tf.detection.retinanet import detect
@@ -12,22 +19,26 @@ from seed_tf.io.extras import extra
 METRICS = ("AP", "AP50", "AP75")
 
 
-def import_pycocotools():
-    """The modules `coco` and `cocoeval` of pycocotools.
+def import_pycocotools() -> tuple[ModuleType, ModuleType]:
+    """Imports the modules `coco` and `cocoeval` of pycocotools.
+
+    Call this before training, so that a missing package costs no time.
 
     Raises:
-        ValueError: if it is not installed. Call it before any training.
+        ValueError: if pycocotools is not installed.
     """
     with extra("detection", "COCO's metrics"):
         from pycocotools import coco, cocoeval
     return coco, cocoeval
 
 
-def evaluate_detector(model, test, *, batch_size=16):
-    """COCO's metrics of a detector on a data set.
+def evaluate_detector(
+    model: keras.Model, test: tf.data.Dataset, *, batch_size: int = 16
+) -> dict[str, float]:
+    """Computes COCO's metrics of a detector on a data set.
 
     Args:
-        model: of `detector`.
+        model: keras.Model, as `detector` returns it.
         test: data set, see `seed_tf.detection`.
         batch_size: positive int.
 
@@ -40,26 +51,29 @@ def evaluate_detector(model, test, *, batch_size=16):
     return coco_metrics(truth, detect(model, test, batch_size=batch_size))
 
 
-def coco_metrics(truth, detections):
-    """Average precision as COCO defines it, by its authors' own code.
+def coco_metrics(
+    truth: Mapping[str, npt.ArrayLike], detections: Mapping[str, npt.ArrayLike]
+) -> dict[str, float]:
+    """Computes average precision as COCO defines it, by its authors' code.
 
-    Sizes of objects do not matter here, so images may have been resized.
-    KerasCV's `BoxCOCOMetrics` leaves images without any detection out, and
-    with them the objects that were missed.
+    These metrics do not depend on the sizes of objects, so images may be
+    resized. KerasCV's `BoxCOCOMetrics` is no substitute: it ignores images
+    without detections, and the objects missed there.
 
     Args:
-        truth: dict of "boxes" `[N, M, 4]`, "classes" `[N, M]` and, where there
-            are any, "crowd" `[N, M]`, see `seed_tf.detection`.
+        truth: dict of "boxes" `[N, M, 4]`, "classes" `[N, M]` and optionally
+            "crowd" `[N, M]`, see `seed_tf.detection`.
         detections: dict of "boxes" `[N, K, 4]`, "classes" `[N, K]` and
-            "confidence" `[N, K]`; the best 100 of an image count.
+            "confidence" `[N, K]`. The best 100 of each image count.
 
     Returns:
-        Dict of "AP", mean over overlaps of 0.50, 0.55, ... 0.95 and over the
-        classes that occur, "AP50" and "AP75", at those overlaps; in [0, 1].
+        Dict of floats in [0, 1]: "AP", the mean over overlaps of 0.50, 0.55,
+        ... 0.95 and over the classes that occur; "AP50" and "AP75", at an
+        overlap of 0.50 and of 0.75.
 
     Raises:
-        ValueError: if there is no object, the numbers of images differ, or
-            pycocotools is not installed.
+        ValueError: if `truth` has no objects, the numbers of images differ,
+            or pycocotools is not installed.
 
     Source: Lin et al., "Microsoft COCO", ECCV 2014; pycocotools.
 
@@ -76,13 +90,14 @@ def coco_metrics(truth, detections):
     found = np.asarray(detections["classes"])
     if len(classes) != len(found):
         raise ValueError(
-            "`truth` and `detections` must be of the same images. "
+            "`truth` and `detections` must have one row per image. "
             f"Received: {len(classes)} and {len(found)} images."
         )
     crowd = np.asarray(truth.get("crowd", np.zeros(classes.shape, bool)))
     if not ((classes >= 0) & ~crowd).any():
         raise ValueError(
-            "`truth` has no objects: average precision is not defined."
+            "`truth` must have at least one object: average precision is not "
+            "defined without. Received: none."
         )
     image, place = np.nonzero(classes >= 0)
     boxes = _corner_and_size(truth["boxes"])[image, place]
@@ -95,7 +110,7 @@ def coco_metrics(truth, detections):
         ],
         "annotations": [
             {
-                "id": n,  # 0 would mean that nothing matches
+                "id": n,  # from 1: COCOeval reads 0 as "no match"
                 "image_id": int(i),
                 "category_id": int(classes[i, j]),
                 "bbox": box.tolist(),
@@ -118,7 +133,7 @@ def coco_metrics(truth, detections):
             found[image, place],
         ]
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco.createIndex()
         evaluation = cocoeval.COCOeval(coco, coco.loadRes(results), "bbox")
         evaluation.evaluate()

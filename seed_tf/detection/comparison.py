@@ -1,10 +1,14 @@
-"""Encoders compared as the backbones of detectors: table and picture."""
+"""Compares encoders as backbones of detectors: table and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from seed_tf.detection.boxes import check_images
 from seed_tf.detection.coco import (
@@ -19,60 +23,72 @@ from seed_tf.detection.retinanet import (
 from seed_tf.detection.training import fine_tune_detector
 from seed_tf.evaluation.results import Results
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scores = Mapping[str, Sequence[Mapping[str, float]]]
+Detections = Mapping[str, Mapping[str, Any]]
+
 
 def compare(
-    starts,
-    train,
-    test,
+    encoders: Mapping[str, Callable[[int], keras.Model]],
+    train: tf.data.Dataset,
+    test: tf.data.Dataset,
     *,
-    num_classes,
-    seeds,
-    frozen_norm=(),
-    smallest_anchor=32.0,
-    num_pictures=6,
-    log=logging.info,
-    **training,
-):
-    """Fine-tunes and judges a detector of each start and seed.
+    num_classes: int,
+    seeds: Iterable[int],
+    frozen_norm: Collection[str] = (),
+    smallest_anchor: float = 32.0,
+    num_pictures: int = 6,
+    log: Callable[[str], None] = logging.info,
+    **training: Any,
+) -> tuple[
+    dict[str, list[dict[str, float]]], np.ndarray, dict[str, dict[str, Any]]
+]:
+    """Fine-tunes and evaluates a detector for each encoder and seed.
 
-    Heads, order and flips of a seed are the same for all starts.
+    With one seed, all encoders get the same heads, order and flips.
 
     Args:
-        starts: dict of names to functions of a seed to an encoder.
+        encoders: dict of names to functions that take a seed and return an
+            encoder.
         train: data set to fine-tune on, see `seed_tf.detection`.
-        test: data set to judge by.
+        test: data set to evaluate on.
         num_classes: int.
         seeds: ints.
-        frozen_norm: names of the starts whose BatchNorm is kept.
-        smallest_anchor: see `detector`.
-        num_pictures: int, images of `test` for a picture.
-        log: function of one str, called with lines of progress.
-        **training: as of `fine_tune_detector`.
+        frozen_norm: names of the encoders whose BatchNorm layers stay fixed.
+        smallest_anchor: float, see `detector`.
+        num_pictures: int, number of `test` images in the picture.
+        log: function of one str, called with the progress.
+        **training: further arguments of `fine_tune_detector`.
 
     Returns:
-        Scores for `table`, and images and detections for `drawn_detections`.
-        These are of the first seed, below the truth.
+        Scores for `table`; images for `drawn_detections`; and detections for
+        `drawn_detections`: the truth, then those of every encoder with the
+        first seed.
 
     Raises:
-        ValueError: at once, if images or classes do not fit, or pycocotools
-            is not installed.
+        ValueError: before training, if images or classes do not fit, or
+            pycocotools is not installed.
     """
     import_pycocotools()
     for data in (train, test):
         check_images(data, num_classes)
-    images, truth = zip(
+    pictures, truth = zip(
         *test.take(num_pictures).as_numpy_iterator(), strict=True
     )
-    images = np.stack(images)
-    drawn = {"truth": {k: [t[k] for t in truth] for k in truth[0]}}
-    scores = {name: [] for name in starts}
+    images = np.stack(pictures)
+    drawn: dict[str, dict[str, Any]] = {
+        "truth": {k: [t[k] for t in truth] for k in truth[0]}
+    }
+    scores: dict[str, list] = {name: [] for name in encoders}
     for seed in seeds:
-        for name, start in starts.items():
+        for name, encoder in encoders.items():
             log(f"\n{name}, seed {seed}")
-            encoder = start(seed)
+            start = encoder(seed)
             keras.utils.set_random_seed(seed)  # the same heads for all
             model = detector(
-                encoder,
+                start,
                 num_classes,
                 smallest_anchor=smallest_anchor,
                 frozen_norm=name in frozen_norm,
@@ -85,19 +101,28 @@ def compare(
     return scores, images, drawn
 
 
-def drawn_detections(images, detections, *, names=None, threshold=0.5):
-    """Images and what was found in them, with class and confidence in %.
+def drawn_detections(
+    images: np.ndarray,
+    detections: Detections,
+    *,
+    names: Sequence[str] | None = None,
+    threshold: float = 0.5,
+) -> Figure:
+    """Draws detections on images, with class and confidence in percent.
 
     Args:
         images: `[N, S, S, 3]` uint8.
-        detections: dict of names of detectors to dicts as `detect` gives, or
-            to a truth (without "confidence", all of it is drawn).
-        names: list of str, by class.
-        threshold: float, the least confidence drawn.
+        detections: dict of titles to dicts as `detect` returns them, or as
+            the truth: a dict without "confidence" is drawn as a whole.
+        names: list of str, names of the classes; None for their numbers.
+        threshold: float, the least confidence to draw.
 
     Returns:
-        Figure: a row per detector, a column per image.
+        Matplotlib figure with a row per title and a column per image.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     images = np.asarray(images)
     rows, columns = len(detections), len(images)
     figure = Figure((1.7 * columns, 1.9 * rows), dpi=110, layout="constrained")
@@ -143,12 +168,12 @@ def drawn_detections(images, detections, *, names=None, threshold=0.5):
     return figure
 
 
-def table(scores, fmt="text"):
-    """Renders scores: means, with several runs and standard deviations, in %.
+def table(scores: Scores, fmt: str = "text") -> str:
+    """Renders scores in percent: the mean and standard deviation over seeds.
 
     Args:
         scores: dict of encoders' names to lists, over seeds, of dicts as
-            `evaluate_detector` gives.
+            `evaluate_detector` returns them. A single seed has no deviation.
         fmt: see `seed_tf.reporting.tables.table`.
 
     Returns:
@@ -157,16 +182,22 @@ def table(scores, fmt="text"):
     return _results(scores).table(fmt)
 
 
-def write_results(folder, scores, images, detections, **drawing):
+def write_results(
+    folder: str,
+    scores: Scores,
+    images: np.ndarray,
+    detections: Detections,
+    **drawing: Any,
+) -> None:
     """Writes results.json, .csv, .md and .png, and detections.png.
 
-    These are files as of `seed-tf evaluate`, which would overwrite them:
-    give a folder of their own.
+    Evaluation of features writes files of the same names: choose another
+    folder.
 
     Args:
-        folder: str, made if missing.
+        folder: str, created if missing.
         scores: see `table`.
-        images, detections, **drawing: see `drawn_detections`.
+        images, detections, **drawing: arguments of `drawn_detections`.
 
     Raises:
         OSError: if a file cannot be written.

@@ -1,6 +1,10 @@
-"""A backbone's feature maps, found in its graph of layers."""
+"""Finds a backbone's feature maps in its graph of layers."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -9,28 +13,37 @@ STRIDES = {"P3": 8, "P4": 16, "P5": 32}
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 class Pyramid(keras.Model):
-    """A copy of a backbone that gives its maps at strides 8, 16 and 32.
+    """A copy of a backbone that returns its maps at strides 8, 16 and 32.
 
-    Of each stride it is the last map through which the whole network passes:
-    a ResNet's stage outputs; of a MobileNet or an EfficientNet the expansion
-    before the next stride, as SSDLite takes it, and the last convolution. They
-    are found by shape in the graph of layers.
+    At each stride the model returns the last map that every path through the
+    network passes. For a ResNet these are the outputs of its stages. For a
+    MobileNet or an EfficientNet these are the expansion before the next
+    stride, as in SSDLite, and the last convolution. The maps are found by
+    their shapes.
 
     Args:
         backbone: functional or sequential keras.Model of images
             `[B, H, W, 3]`, without shared layers.
-        scale, offset: three floats each: the backbone is given
+        scale, offset: three floats each. The input of the backbone is
             `images * scale + offset`.
 
     Attributes:
-        pyramid_level_inputs: dict of "P3", "P4", "P5" to layers' names, what
-            KerasCV asks of a backbone.
+        copied: keras.Model, the copy of the backbone.
+        pyramid_level_inputs: dict of "P3", "P4", "P5" to layers' names, which
+            KerasCV expects of a backbone.
 
     Raises:
-        ValueError: if the graph is not known, or has no map at a stride.
+        ValueError: if the model is neither functional nor sequential, shares
+            a layer, or has no map at a stride.
     """
 
-    def __init__(self, backbone, scale=(1.0,) * 3, offset=(0.0,) * 3, **kwargs):
+    def __init__(
+        self,
+        backbone: keras.Model,
+        scale: Sequence[float] = (1.0,) * 3,
+        offset: Sequence[float] = (0.0,) * 3,
+        **kwargs: Any,
+    ) -> None:
         copy = _copy(backbone)
         maps = pyramid_maps(copy)
         images = keras.Input(copy.input_shape[1:], name="images")
@@ -47,7 +60,7 @@ class Pyramid(keras.Model):
         self.pyramid_level_inputs = {level: level for level in levels}
         self._scale, self._offset = list(scale), list(offset)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "backbone": keras.saving.serialize_keras_object(self.copied),
@@ -56,13 +69,13 @@ class Pyramid(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Pyramid:
         backbone = keras.saving.deserialize_keras_object(config["backbone"])
         return cls(**{**config, "backbone": backbone})
 
 
-def pyramid_maps(backbone):
-    """Symbolic outputs of a backbone's layers at strides 8, 16 and 32.
+def pyramid_maps(backbone: keras.Model) -> dict[str, keras.KerasTensor]:
+    """Finds the symbolic maps of a backbone at strides 8, 16 and 32.
 
     Args:
         backbone: see `Pyramid`.
@@ -91,15 +104,15 @@ def pyramid_maps(backbone):
         raise ValueError(
             "`encoder` must have feature maps at strides 8, 16 and 32. "
             f"Received: {backbone.name!r}, which has none at stride "
-            f"{', '.join(missing)}: of {height} x {width} pixels it makes maps "
-            f'of {", ".join(sizes)}. stem="cifar" leaves out strides: train '
-            'with stem="imagenet".'
+            f"{', '.join(missing)}: an image of {height} x {width} pixels "
+            f'gives maps of {", ".join(sizes)}. A backbone with stem="cifar" '
+            'lacks strides: train one with stem="imagenet".'
         )
     return {level: found[level] for level in STRIDES}
 
 
 def _passages(backbone):
-    """4-D outputs that every path from input to output passes, in order."""
+    """Returns the 4-D outputs that every path passes, in order."""
     operations = keras.Model(backbone.inputs, backbone.outputs).operations
     place = {id(op.output): i for i, op in enumerate(operations)}
     used = [backbone.outputs, *(op.input for op in operations)]
@@ -108,7 +121,7 @@ def _passages(backbone):
             "`encoder` must use each of its layers once. "
             f"Received: {backbone.name!r}, which calls a layer twice."
         )
-    # How far the branches reach that leave each place or an earlier one.
+    # For each operation, the last operation that uses its output.
     reach = list(range(len(operations)))
     for i, op in enumerate(operations):
         for x in keras.tree.flatten(op.input):
@@ -121,7 +134,7 @@ def _passages(backbone):
     return outputs
 
 
-def _copy(backbone):
+def _copy(backbone: keras.Model) -> keras.Model:
     try:
         copy = keras.models.clone_model(backbone)
         copy.set_weights(backbone.get_weights())

@@ -1,7 +1,8 @@
 """The detector: KerasCV's RetinaNet on an encoder's backbone."""
 
+from __future__ import annotations
+
 import keras
-import keras_cv
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -10,31 +11,38 @@ from seed_tf.detection.pyramid import Pyramid
 from seed_tf.encoders import Encoder
 
 
-def detector(encoder, num_classes, *, smallest_anchor=32.0, frozen_norm=True):
-    """A RetinaNet of fresh heads on a copy of an encoder's backbone.
+def detector(
+    encoder: keras.Model,
+    num_classes: int,
+    *,
+    smallest_anchor: float = 32.0,
+    frozen_norm: bool = True,
+) -> keras.Model:
+    """Builds a RetinaNet with new heads on a copy of an encoder's backbone.
 
-    KerasCV's feature pyramid, heads and anchors: nine per place, at strides 8
-    to 128.
+    Feature pyramid, heads and anchors are KerasCV's: nine anchors per
+    position, at strides 8 to 128.
 
     Args:
-        encoder: `Encoder`, whose head is left out and whose normalisation is
-            kept, or a keras.Model of images `[B, H, W, 3]` in [0, 255].
+        encoder: `Encoder`, used without its head and with its normalisation,
+            or a keras.Model of images `[B, H, W, 3]` in [0, 255].
         num_classes: positive int.
         smallest_anchor: float, side in pixels of the smallest anchor, at
-            stride 8; it doubles with the stride. RetinaNet's 32 is for
-            images of 500 pixels and more; an object much smaller than it is
-            never matched.
-        frozen_norm: bool, keep all BatchNorm layers of the backbone as they
-            are, statistics, scales and offsets, as Detectron does: a batch of
-            a few images is too small to estimate statistics from. A network
-            that starts from scratch has none to keep: give False.
+            stride 8; the side doubles with the stride. RetinaNet's 32 suits
+            images of 500 pixels and more. No anchor matches an object that is
+            much smaller than the smallest anchor.
+        frozen_norm: bool, keep statistics, scales and offsets of all BatchNorm
+            layers of the backbone, as Detectron does: a few images per batch
+            are too few to estimate statistics. Use False for a backbone with
+            random weights.
 
     Returns:
-        `keras_cv.models.RetinaNet` of float images in [0, 255], of sides that
-        are multiples of 32. All else is trainable. It can be saved.
+        `keras_cv.models.RetinaNet` of float images in [0, 255], with sides
+        that are multiples of 32. All other weights are trainable.
 
     Raises:
-        ValueError: if an argument is out of range, or see `Pyramid`.
+        ValueError: if an argument is out of range, or `Pyramid` refuses the
+            backbone.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017;
     He et al., "Rethinking ImageNet Pre-training", ICCV 2019, on BatchNorm.
@@ -70,6 +78,8 @@ def detector(encoder, num_classes, *, smallest_anchor=32.0, frozen_norm=True):
     for layer in pyramid.copied.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = not frozen_norm
+    import keras_cv
+
     anchors = keras_cv.layers.AnchorGenerator(
         bounding_box_format="xyxy",
         sizes=[smallest_anchor * 2.0**i for i in range(5)],
@@ -79,7 +89,7 @@ def detector(encoder, num_classes, *, smallest_anchor=32.0, frozen_norm=True):
         clip_boxes=True,
     )
     # KerasCV's default decoder keeps one class per box and drops scores below
-    # 0.5; average precision needs the low scores too.
+    # 0.5, but average precision needs the low scores too.
     decoder = keras_cv.layers.MultiClassNonMaxSuppression(
         bounding_box_format="xyxy",
         from_logits=True,
@@ -95,18 +105,23 @@ def detector(encoder, num_classes, *, smallest_anchor=32.0, frozen_norm=True):
     )
 
 
-def detect(model, images, *, batch_size=16):
-    """Finds objects: decoded, after non-maximum suppression by class.
+def detect(
+    model: keras.Model,
+    images: np.ndarray | tf.data.Dataset,
+    *,
+    batch_size: int = 16,
+) -> dict[str, np.ndarray]:
+    """Finds objects, with non-maximum suppression within each class.
 
     Args:
-        model: of `detector`.
+        model: keras.Model, as `detector` returns it.
         images: `[N, S, S, 3]` in [0, 255], or a data set, see
             `seed_tf.detection`.
         batch_size: positive int.
 
     Returns:
-        Dict of arrays, at most K = 100 detections per image, best first:
-        "boxes" `[N, K, 4]`, "classes" `[N, K]`, -1 where there is none, and
+        Dict of arrays with at most K = 100 detections per image, the best
+        first: "boxes" `[N, K, 4]`, "classes" `[N, K]`, -1 as padding, and
         "confidence" `[N, K]` in [0, 1].
     """
     if isinstance(images, tf.data.Dataset):

@@ -1,4 +1,6 @@
-"""A small detection set that is made on the spot."""
+"""A small data set for detection, generated from handwritten digits."""
+
+from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
@@ -8,24 +10,31 @@ from seed_tf.datasets.digits import digits
 _SIDES = (16, 20, 24, 28, 32, 36)  # pixels of a digit's square
 
 
-def synthetic_detection(split, size, *, image_size=96, max_digits=4, seed=0):
-    """Handwritten digits on black squares, with their boxes.
+def synthetic_detection(
+    split: str,
+    size: int,
+    *,
+    image_size: int = 96,
+    max_digits: int = 4,
+    seed: int = 0,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Generates black squares with handwritten digits, and the digits' boxes.
 
-    One to `max_digits` digits of random sizes, 16 to 36 pixels, are placed so
-    that their squares do not overlap. A box is tight around the ink.
+    Each square holds one to `max_digits` digits of 16 to 36 pixels, which do
+    not overlap. A box is tight around the ink.
 
     Args:
-        split: "train" or "test": the digits that are used, which are disjoint.
+        split: "train" or "test". The two use disjoint digits.
         size: positive int, N.
         image_size: int, S, 72 or more.
         max_digits: positive int, M.
-        seed: int, of the choice of digits, sizes and places.
+        seed: int, for digits, sizes and positions.
 
     Returns:
         Images `[N, S, S, 3]` uint8 and a dict of "boxes" `[N, M, 4]` float32,
         (x1, y1, x2, y2) in pixels, "classes" `[N, M]` float32, the digits, and
-        "crowd" `[N, M]` bool, none. Places without a digit have box and class
-        -1: as `seed_tf.detection` wants them.
+        "crowd" `[N, M]` bool, all False. Boxes and classes are padded with -1,
+        see `seed_tf.detection`.
 
     Raises:
         ValueError: if the split is unknown or a number is out of range.
@@ -60,7 +69,7 @@ def synthetic_detection(split, size, *, image_size=96, max_digits=4, seed=0):
     for n in range(size):
         taken = np.zeros((image_size, image_size), bool)
         count = 0
-        # A square that finds no room in ten tries is left out.
+        # After ten tries without room, a digit is left out.
         for _ in range(rng.integers(1, max_digits + 1)):
             i, side = rng.integers(len(labels)), rng.choice(_SIDES)
             for _ in range(10):

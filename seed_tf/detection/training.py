@@ -1,9 +1,13 @@
-"""How a detector learns."""
+"""Fine-tunes a detector."""
+
+from __future__ import annotations
 
 import contextlib
 import math
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,48 +25,48 @@ from seed_tf.optimizers.sgd import SGD
 
 
 def fine_tune_detector(
-    model,
-    train,
+    model: keras.Model,
+    train: tf.data.Dataset,
     *,
-    steps,
-    batch_size=16,
-    learning_rate=0.01,
-    warmup_steps=None,
-    momentum=0.9,
-    weight_decay=1e-4,
-    flip=True,
-    seed=0,
-    log=logging.info,
-):
+    steps: int,
+    batch_size: int = 16,
+    learning_rate: float = 0.01,
+    warmup_steps: int | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    flip: bool = True,
+    seed: int = 0,
+    log: Callable[[str], None] = logging.info,
+) -> list[float]:
     """Trains a detector, in place.
 
-    Focal loss on classes and smooth L1 on boxes, both over the matched
-    anchors; SGD with a linear warm-up and a cosine to zero, gradients clipped
-    to a norm of 10.
+    The loss is the focal loss of classes plus the smooth L1 loss of boxes,
+    over the matched anchors. SGD minimises the loss, with a linear warm-up, a
+    cosine decay to zero, and gradients clipped to a norm of 10.
 
     Args:
-        model: of `detector`.
-        train: data set of single images, see `seed_tf.detection`;
-            of any size, it is shuffled and repeated.
+        model: keras.Model, as `detector` returns it.
+        train: data set of single images, see `seed_tf.detection`. The images
+            are shuffled and repeated.
         steps: positive int.
         batch_size: int, 2 or more.
         learning_rate: float, peak per 16 images; scaled linearly.
-        warmup_steps: int, by default a tenth of all, 500 at most.
+        warmup_steps: int; None for a tenth of the steps, 500 at most.
         momentum: float.
         weight_decay: float, coupled.
-        flip: bool, mirror half of the images; not for digits or text.
-        seed: int, of order and flips. The heads' start is Keras's own:
-            `keras.utils.set_random_seed`.
-        log: function of one str, called with lines of progress.
+        flip: bool, mirror half of the images. Unsuitable for digits and text.
+        seed: int, for order and flips. `keras.utils.set_random_seed` sets the
+            heads' initial weights.
+        log: function of one str, called with the progress and the time left.
 
     Returns:
-        List of floats, the loss of each tenth of the steps.
+        List of floats, the mean loss of each tenth of the steps.
 
     Raises:
-        ValueError: if arguments or images do not fit.
+        ValueError: if an argument is out of range or the images do not fit.
         DivergenceError: a ValueError, if the loss is not finite.
 
-    Source: RetinaNet's settings (section 4.1), but for the schedule.
+    Source: RetinaNet's settings (section 4.1), except for the schedule.
     """
     # A step of one image aborts the process: KerasCV 0.9, TensorFlow 2.21, CPU.
     least = {"steps": (steps, 1), "batch_size": (batch_size, 2)}
@@ -83,8 +87,8 @@ def fine_tune_detector(
         classes = tf.where(keep, objects["classes"], -1.0)
         if flip:
             seeds = random.image_seeds(seed, step, batch_size)
-            drawn = random.uniform(seeds, 1)[:, 0] < 0.5
-            images, boxes = flip_images(images, boxes, classes, drawn)
+            flipped = random.uniform(seeds, 1)[:, 0] < 0.5
+            images, boxes = flip_images(images, boxes, classes, flipped)
         return images, {"boxes": boxes, "classes": classes}
 
     batches = (
@@ -113,46 +117,55 @@ def fine_tune_detector(
         box_loss="smoothl1",
         jit_compile=False,
     )
-    watch = _Watch(steps, epochs, learning_rate, log)
+    progress = _Progress(steps, epochs, learning_rate, log)
     with _unnamed_inputs():
         model.fit(
             batches.take(steps),
-            shuffle=False,  # done, and Keras warns of its own default
+            shuffle=False,  # already done; Keras's default warns
             verbose=0,
-            callbacks=[watch],
+            callbacks=[progress],
         )
-    return watch.losses
+    return progress.losses
 
 
 @contextlib.contextmanager
-def _unnamed_inputs():
-    """Hides Keras's warning that KerasCV gives its named input without name."""
+def _unnamed_inputs() -> Iterator[None]:
+    """Hides Keras's warning of KerasCV's input, which lacks its name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The structure of `inputs`")
         yield
 
 
-class _Watch(keras.callbacks.Callback):
-    """Tells of every tenth of the steps; stops where the loss is not finite."""
+class _Progress(keras.callbacks.Callback):
+    """Logs the loss of each part of the steps; stops if it is not finite."""
 
-    def __init__(self, steps, parts, learning_rate, log):
+    def __init__(
+        self,
+        steps: int,
+        parts: int,
+        learning_rate: float,
+        log: Callable[[str], None],
+    ) -> None:
         super().__init__()
         self._ends = [round(steps * i / parts) for i in range(1, parts + 1)]
         self._steps, self._rate, self._log = steps, learning_rate, log
-        self._start, self._sum, self._count = None, 0.0, 0
-        self.losses = []
+        self._start: float | None = None
+        self._sum, self._count = 0.0, 0
+        self.losses: list[float] = []
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         done = batch + 1
-        # Keras's log is the mean since the start.
-        total = float(logs["loss"]) * done
+        # Keras logs the mean since the start.
+        total = float((logs or {})["loss"]) * done
         if not math.isfinite(total):
             raise DivergenceError(
-                f"Fine-tuning diverged: loss {logs['loss']} in step {done}. "
+                f"Fine-tuning diverged: loss {total / done} in step {done}. "
                 "Lower the learning rate. "
                 f"Received: learning_rate={self._rate}."
             )
-        # The first step traces; the time is taken after it.
+        # The first step traces: measure the time from its end.
         self._start = self._start or time.monotonic()
         if done not in self._ends:
             return

@@ -392,7 +392,7 @@ class CorruptFilesTest(parameterized.TestCase):
         for i in range(25):
             corrupt.add(f"{i}.jpg", "damaged")
         with self.assertRaisesRegex(
-            ValueError, r"19.jpg \(damaged\) and 5 more\. Mend"
+            ValueError, r"19.jpg \(damaged\) and 5 more\. Repair"
         ):
             corrupt.check()
 

@@ -1,4 +1,4 @@
-"""Detection: maps are found, boxes follow their images, precision is COCO's."""
+"""Feature maps, boxes, metrics, training and comparison of detectors."""
 
 import csv
 import functools
@@ -73,7 +73,7 @@ class PyramidTest(parameterized.TestCase):
         else:
             self.assertEqual(widths, [240, 672, 1280])
 
-    def test_last_level_is_what_the_encoder_pools(self):
+    def test_encoder_pools_the_last_level(self):
         encoder = tiny_encoder()
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (2, 64, 64, 3)).astype("uint8")
@@ -96,7 +96,7 @@ class PyramidTest(parameterized.TestCase):
             maps = detection.pyramid_maps(model)
             self.assertEqual([m.shape[-1] for m in maps.values()], [6, 7, 8])
 
-    def test_a_map_inside_a_branch_is_passed_over(self):
+    def test_maps_inside_a_branch_are_ignored(self):
         inputs = keras.Input((None, None, 3))
         x = keras.layers.Conv2D(4, 3, 8, padding="same")(inputs)
         around = keras.layers.Conv2D(6, 1, 2, padding="same")(x)
@@ -114,7 +114,7 @@ class PyramidTest(parameterized.TestCase):
         ):
             detection.detector(seed_tf.Encoder(backbone), 3)
 
-    def test_a_graph_that_is_not_known_is_refused(self):
+    def test_unknown_graphs_are_refused(self):
         class Subclassed(keras.Model):
             def call(self, images):
                 return images
@@ -171,7 +171,7 @@ class BoxesTest(parameterized.TestCase):
         )
 
 
-class CanvasTest(parameterized.TestCase):
+class SyntheticDetectionTest(parameterized.TestCase):
     def test_boxes_are_tight_and_apart(self):
         images, objects = synthetic_detection("train", 40)
         present = objects["classes"] >= 0
@@ -220,7 +220,7 @@ def overlap(a, b, crowd):
 
 
 def average_precision(truth, found, label, threshold):
-    """Of one class, by the definition; None if the class has no object."""
+    """Returns a class's precision by definition; None without objects."""
     scored, objects = [], 0
     for i in range(len(truth["classes"])):
         mine = truth["classes"][i] == label
@@ -320,7 +320,7 @@ class MetricsTest(parameterized.TestCase):
     def test_errors(self):
         truth = some_boxes(np.random.default_rng(0), 2, 3, 2)
         found = truth | {"confidence": np.ones((2, 3))}
-        with self.assertRaisesRegex(ValueError, "no objects"):
+        with self.assertRaisesRegex(ValueError, "at least one object"):
             detection.coco_metrics(
                 truth | {"classes": np.full((2, 3), -1)}, found
             )
@@ -338,7 +338,7 @@ class FineTuneTest(parameterized.TestCase):
         norm = copied.get_layer("layer3_0_bn1")
         conv = copied.get_layer("layer3_0_conv1")
         before = [w.numpy() for w in (*norm.weights, conv.kernel)]
-        told = []
+        lines = []
         losses = detection.fine_tune_detector(
             model,
             train,
@@ -346,12 +346,12 @@ class FineTuneTest(parameterized.TestCase):
             batch_size=2,
             learning_rate=0.08,
             flip=False,
-            log=told.append,
+            log=lines.append,
         )
         self.assertLen(losses, 10)
         self.assertLess(losses[-1], 0.9 * losses[0])
-        self.assertLen(told, 10)
-        self.assertRegex(told[0], r"step 2/20, loss \d\.\d+, .* s left")
+        self.assertLen(lines, 10)
+        self.assertRegex(lines[0], r"step 2/20, loss \d\.\d+, .* s left")
         for old, weight in zip(before[:-1], norm.weights, strict=True):
             np.testing.assert_array_equal(old, weight)
         self.assertGreater(np.abs(before[-1] - conv.kernel).max(), 0)
@@ -394,7 +394,7 @@ class FineTuneTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             detection.fine_tune_detector(**(arguments | change))
 
-    def test_data_that_do_not_fit(self):
+    def test_data_must_fit_the_detector(self):
         images, objects = synthetic_detection("train", 1)
         objects["classes"][:] = 10
         with self.assertRaisesRegex(ValueError, "class 10, num_classes=10"):
@@ -407,10 +407,10 @@ class FineTuneTest(parameterized.TestCase):
                 tiny_detector(), data_set(images, objects)
             )
 
-    def test_a_loss_that_is_not_finite_stops(self):
-        watch = training._Watch(10, 10, 0.5, print)
+    def test_infinite_loss_stops_training(self):
+        progress = training._Progress(10, 10, 0.5, print)
         with self.assertRaisesRegex(ValueError, "learning_rate=0.5"):
-            watch.on_train_batch_end(0, {"loss": float("nan")})
+            progress.on_train_batch_end(0, {"loss": float("nan")})
 
 
 class LoadTest(absltest.TestCase):
@@ -487,7 +487,7 @@ class LoadTest(absltest.TestCase):
         ):
             list(few)
 
-    def test_what_cannot_be_loaded(self):
+    def test_loading_errors(self):
         empty = self.create_tempdir().full_path
         for name in ("voc/2007", "coco/2017"):
             with (
@@ -577,10 +577,10 @@ def write_coco(folder):
 
 
 class PublishedTest(absltest.TestCase):
-    """VOC and COCO, made by TFDS's own builders from files like theirs."""
+    """Prepares VOC and COCO with TFDS's builders, from a few small files."""
 
     def prepare(self, paths):
-        """Gives those paths for what builders download."""
+        """Makes TFDS's builders find these paths instead of downloading."""
         self.enter_context(
             unittest.mock.patch.object(
                 tfds.download.DownloadManager,
@@ -603,7 +603,7 @@ class PublishedTest(absltest.TestCase):
             *(f"--data_dir={data_dir}", "--image_size=64", "--batch_size=2"),
             *("--smallest_anchor=16", "--steps=1", f"--output={output}"),
         )
-        # Nothing of it lies where evaluate and a run have theirs.
+        # Evaluations and runs write files of these names into `output`.
         self.assertCountEqual(os.listdir(output), ["tiny.keras", "detection"])
         results = os.path.join(output, "detection", "results.json")
         (row,) = finished_run.read_results(results)
@@ -651,12 +651,12 @@ class PublishedTest(absltest.TestCase):
                 )
                 self.assertEqual(objects["crowd"][:3].tolist(), [0, 1, 0])
         self.assertEqual(counts, {-1: 0, 1: 1, 2: 2})
-        # Without their boxes, images are of no use: told before any training.
+        # Images without boxes are refused before any training.
         test, _ = detection.load_boxes(
             "coco/2017", "test", data_dir=data_dir, image_size=64
         )
         with self.assertRaisesRegex(
-            ValueError, "none in the first 3 images. Of COCO"
+            ValueError, "none in the first 3 images. COCO"
         ):
             detection.compare(
                 {"a": self.fail}, train, test, num_classes=80, seeds=[0]
@@ -664,7 +664,7 @@ class PublishedTest(absltest.TestCase):
 
 
 def noted(calls, result):
-    """A function that notes what it is given, and returns `result`."""
+    """Returns a function that records its arguments and returns `result`."""
 
     def call(*args, **kwargs):
         calls.append((args, kwargs))
@@ -727,7 +727,7 @@ class CompareTest(absltest.TestCase):
         data = data_set(*synthetic_detection("train", 1))
         with (
             unittest.mock.patch.dict(sys.modules, {"pycocotools": None}),
-            self.assertRaisesRegex(ValueError, r'-e "\.\[detection\]"'),
+            self.assertRaisesRegex(ValueError, r"seed_tf\[detection\]"),
         ):
             detection.compare(
                 {"a": self.fail}, data, data, num_classes=10, seeds=[0]
@@ -775,7 +775,7 @@ class LauncherTest(parameterized.TestCase):
         ("voc/2007", ["--noflip"], True, False),
     )
     @pytest.mark.slow
-    def test_what_flags_do(self, dataset, arguments, frozen, flip):
+    def test_flags(self, dataset, arguments, frozen, flip):
         trained, untrained = "runs/student", "untrained:resnet18"
         load = functools.cache(lambda name, seed=0: tiny_encoder())
         scores = {trained: [dict.fromkeys(detection.METRICS, 0.5)]}
@@ -803,11 +803,11 @@ class LauncherTest(parameterized.TestCase):
         self.assertIs(starts[trained](0), starts[trained](1))
         for seed in (0, 1):
             self.assertIs(starts[untrained](seed), load(untrained, seed))
-        on_canvas = dataset == "synthetic_detection"
-        self.assertEqual(options["num_classes"], 10 if on_canvas else 2)
+        synthetic = dataset == "synthetic_detection"
+        self.assertEqual(options["num_classes"], 10 if synthetic else 2)
         sizes = int(train.cardinality()), int(test.cardinality())
-        self.assertEqual(sizes, (512, 200) if on_canvas else (3, 3))
-        if on_canvas:
+        self.assertEqual(sizes, (512, 200) if synthetic else (3, 3))
+        if synthetic:
             (image, _), (other, _) = next(iter(zip(train, test, strict=False)))
             self.assertEqual(image.shape, (96, 96, 3))
             self.assertFalse(np.array_equal(image, other))
