@@ -310,7 +310,7 @@ class EncoderTest(parameterized.TestCase):
         )
 
     @parameterized.named_parameters(
-        ("by_name", lambda: Encoder("mobilenet_v3_large", head="linear")),
+        ("by_name", lambda: Encoder("resnet18", stem="cifar", head="linear")),
         (
             "of_a_user",
             lambda: Encoder(
@@ -323,12 +323,12 @@ class EncoderTest(parameterized.TestCase):
                 name="student",
             ),
         ),
-        ("headless", lambda: Encoder("efficientnet_b0", head=None)),
+        ("headless", lambda: Encoder(user_backbone(), head=None)),
         (
             "with_fixed_size",
             lambda: Encoder(
-                keras.applications.MobileNetV2(
-                    (32, 32, 3), weights=None, include_top=False
+                keras.Sequential(
+                    [keras.Input((32, 32, 3)), keras.layers.Conv2D(8, 3)]
                 )
             ),
         ),

@@ -576,6 +576,18 @@ class PipelinesTest(LayerTest):
             self.assertEqual(layers[0].scale, (0.5, 0.9))
             self.assertNotIsInstance(layers[-1], views.RandomHorizontalFlip)
 
+    def test_in_a_graph_and_in_tf_data(self):
+        view, images, keys = views.moco_v2(16), random_images(4), seeds(4)
+        expected = view(images, seeds=keys)
+        inputs = tf.data.Dataset.from_tensors((images, keys))
+        for result in (
+            next(iter(inputs.map(seeded(view)))),
+            view(images[::-1], seeds=keys[::-1])[::-1],
+            view(images[0], seeds=keys[0])[None],
+        ):
+            wanted = expected[: len(result)]
+            np.testing.assert_allclose(result, wanted, atol=SAME)
+
     @parameterized.parameters("moco_v1", "moco_v2", "small_patches")
     @pytest.mark.slow
     def test_one_view_however_it_is_run(self, name):
@@ -606,9 +618,11 @@ class PipelinesTest(LayerTest):
         for way, result in ways.items():
             np.testing.assert_allclose(result, expected, atol=SAME, err_msg=way)
 
-    @pytest.mark.slow
     def test_large_batches_in_parts_that_fit_a_cache(self):
-        view, images, keys = views.moco_v2(24), random_images(12), seeds(12)
+        view = views.View(
+            [views.RandomResizedCrop(24), views.RandomHorizontalFlip()]
+        )
+        images, keys = random_images(12), seeds(12)
         expected = tf.function(lambda: view(images, seeds=keys))()
         four = 4 * images[:4].size
         for most, whole, sizes in (
@@ -618,6 +632,7 @@ class PipelinesTest(LayerTest):
             (four // 8, images, [12]),  # not one can be kept
             (100 * four, images, [12]),
         ):
+            # Private names: the sizes of the parts show nowhere in the result.
             with (
                 mock.patch.object(pipelines, "_CACHE", most),
                 mock.patch.object(view, "_see", wraps=view._see) as see,
@@ -626,8 +641,17 @@ class PipelinesTest(LayerTest):
                 found = run(whole, keys[: len(whole)])
                 seen = {call.args[0].shape[0] for call in see.call_args_list}
             self.assertEqual(sorted(seen), sizes)
-            # To the bit: a view cache depends on it.
             np.testing.assert_array_equal(found, expected[: len(whole)])
+
+    @pytest.mark.slow
+    def test_parts_have_the_bits_of_the_whole(self):
+        """A view cache depends on it."""
+        view, images, keys = views.moco_v2(24), random_images(12), seeds(12)
+        expected = tf.function(lambda: view(images, seeds=keys))()
+        # A private name: a cache that only four of these images fit into.
+        with mock.patch.object(pipelines, "_CACHE", 4 * images[:4].size):
+            found = tf.function(lambda: view(images, seeds=keys))()
+        np.testing.assert_array_equal(found, expected)
 
     @pytest.mark.slow
     def test_single_image_under_xla(self):
@@ -808,6 +832,17 @@ class MultiCropTest(LayerTest):
             self.assertGreater(apart.min(), 2.0)
         again = np.concatenate(crops(images, seeds=keys))
         self.assertEqual(np.array_equal(again, both), seeded)
+
+    def test_in_tf_data(self):
+        crops = views.multi_crop(views.swav(16), views.small_patches(8), 2)
+        images, keys = random_images(2), seeds(2)
+        inputs = tf.data.Dataset.from_tensors((images, keys))
+        for ours, theirs in zip(
+            next(iter(inputs.map(seeded(crops)))),
+            crops(images, seeds=keys),
+            strict=True,
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=SAME)
 
     @pytest.mark.slow
     def test_however_it_is_run(self):
