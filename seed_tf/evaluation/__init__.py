@@ -1,5 +1,6 @@
 """How good an encoder is: the paper's protocols, and reports of them."""
 
+from seed_tf.evaluation.config import EvaluationConfig
 from seed_tf.evaluation.feature_cache import FeatureCache
 from seed_tf.evaluation.features import embed
 from seed_tf.evaluation.fine_tune import FineTuneResult, fine_tune
@@ -19,22 +20,27 @@ from seed_tf.evaluation.linear_probe import (
     linear_probe,
 )
 from seed_tf.evaluation.monitor import KNN, NeighbourAgreement
+from seed_tf.evaluation.protocols import evaluate
+from seed_tf.evaluation.results import Results
 from seed_tf.evaluation.retrieval import RetrievalResult, retrieval
 from seed_tf.evaluation.ridge_probe import RidgeResult, ridge_probe
 
 __all__ = [
     "KNN",
     "DivergenceError",
+    "EvaluationConfig",
     "FeatureCache",
     "FineTuneResult",
     "LabelledImages",
     "NeighbourAgreement",
     "ProbeResult",
+    "Results",
     "RetrievalResult",
     "RidgeResult",
     "accuracies",
     "choose_learning_rate",
     "embed",
+    "evaluate",
     "few_labels",
     "fine_tune",
     "knn",

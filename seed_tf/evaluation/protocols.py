@@ -1,6 +1,9 @@
 """Every protocol, on several encoders and seeds, into one table."""
 
-from collections.abc import Callable
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -8,11 +11,22 @@ import numpy as np
 
 from seed_tf import checkpoints
 from seed_tf.encoders import Encoder
-from seed_tf.evaluation.config import (
-    EvaluationConfig,
-    paper_rate,
+from seed_tf.evaluation.config import EvaluationConfig, paper_rate
+from seed_tf.evaluation.feature_cache import FeatureCache
+from seed_tf.evaluation.fine_tune import (
+    FineTuneResult,
+    fine_tune,
+    training_view,
 )
 from seed_tf.evaluation.knn import check_k, knn_grid, nearest_neighbours
+from seed_tf.evaluation.labelled_images import LabelledImages
+from seed_tf.evaluation.labels import check_classes
+from seed_tf.evaluation.linear_probe import (
+    ProbeResult,
+    best_rate,
+    choose_learning_rate,
+    linear_probe,
+)
 from seed_tf.evaluation.results import Results
 from seed_tf.evaluation.retrieval import retrieval
 from seed_tf.evaluation.ridge_probe import ridge_probe
@@ -21,9 +35,12 @@ from seed_tf.reporting import figures
 
 __all__ = [
     "PROTOCOLS",
-    "Protocol",
-    "Results",
     "EvaluationConfig",
+    "Outcome",
+    "Protocol",
+    "Resources",
+    "Results",
+    "Subsets",
     "evaluate",
     "load_encoder",
     "paper_rate",
@@ -31,59 +48,146 @@ __all__ = [
 
 _OUTPUTS = ("features", "embeddings")
 _SHOWN = 6  # queries, and neighbours of each, in the picture
+_PROBE_BATCH = 256
+_HELD_OUT = 0.1  # of the training images, to choose a learning rate on
 
 
-def _knn(name, model, task, seed):
+class Subsets:
+    """Labelled subsets of the training images, to fine-tune on.
+
+    Args:
+        config: `EvaluationConfig`, whose fractions or list are taken.
+        folder: Folder for the subsets' files.
+    """
+
+    def __init__(self, config: EvaluationConfig, folder: str):
+        self._config, self._folder, self._found = config, folder, {}
+
+    def __call__(self, seed: int) -> dict[str, tuple[LabelledImages, float]]:
+        """Returns, by their titles, subsets and their shares of labels."""
+        if seed in self._found:
+            return self._found[seed]
+        config, folder = self._config, os.path.join(self._folder, str(seed))
+        if config.label_list:
+            listed = config.train.listed(config.label_list, folder)
+            title = os.path.basename(config.label_list)
+            found = {title: (listed, len(listed) / len(config.train))}
+        else:
+            found = {
+                f"{100 * x:g} % of labels": (
+                    config.train.fraction(x, f"{folder}-{x}", seed),
+                    x,
+                )
+                for x in config.label_fractions
+            }
+        self._found[seed] = found
+        return found
+
+
+class Resources(NamedTuple):
+    """What the protocols of one evaluation share.
+
+    Attributes:
+        cache: `FeatureCache`.
+        subsets: `Subsets`.
+    """
+
+    cache: FeatureCache
+    subsets: Subsets
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a protocol found.
+
+    Attributes:
+        scores: Dict of columns' headings to a number in percent, or to a str,
+            which is not averaged.
+        neighbours: None, or queries `[q]` and their neighbours `[q, k]`, as
+            numbers of test and training images, for a picture.
+    """
+
+    scores: dict[str, float | str]
+    neighbours: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def _features(model, config, resources, output="features"):
+    """Pairs of features and labels, of training and of test images."""
+    return tuple(
+        resources.cache.features(model, images, output)
+        for images in (config.train, config.test)
+    )
+
+
+def _knn(model, config, resources, seed):
+    scores = {}
     for output in _OUTPUTS:
-        found = knn_grid(*task.features(model, output), ks=task.ks)
-        for (k, weighting), accuracy in found.items():
+        data = _features(model, config, resources, output)
+        for (k, weighting), value in knn_grid(*data, ks=config.ks).items():
             if weighting == "uniform":
-                yield f"{k}-NN, {output}", 100 * accuracy
+                scores[f"{k}-NN, {output}"] = 100 * value
             elif k > 1:  # one neighbour has no weight
-                yield f"{k}-NN weighted, {output}", 100 * accuracy
+                scores[f"{k}-NN weighted, {output}"] = 100 * value
+    return Outcome(scores)
 
 
-def _linear(name, model, task, seed):
-    probe, rate = task.probe(model, seed)
-    yield "linear probe", 100 * probe.accuracy
-    yield "linear probe, rate", f"{rate:g}"
+def _linear(model, config, resources, seed):
+    probe, rate = _probe(model, config, resources, seed)
+    return Outcome(
+        {
+            "linear probe": 100 * probe.accuracy,
+            "linear probe, rate": f"{rate:g}",
+        }
+    )
 
 
-def _linear_views(name, model, task, seed):
-    probe, rate = task.probe_views(model, seed)
-    yield "linear probe on views", 100 * probe.accuracy
-    yield "linear probe on views, rate", f"{rate:g}"
+def _linear_views(model, config, resources, seed):
+    probe, rate = _probe_views(model, config, seed)
+    return Outcome(
+        {
+            "linear probe on views": 100 * probe.accuracy,
+            "linear probe on views, rate": f"{rate:g}",
+        }
+    )
 
 
-def _ridge(name, model, task, seed):
-    yield "ridge probe", 100 * ridge_probe(*task.features(model)).accuracy
+def _ridge(model, config, resources, seed):
+    result = ridge_probe(*_features(model, config, resources))
+    return Outcome({"ridge probe": 100 * result.accuracy})
 
 
-def _fine_tune(name, model, task, seed):
-    for labels, (images, share) in task.subsets(seed).items():
-        result = task.fine_tune(model, images, seed, share)
-        yield f"fine-tuned, {labels}", 100 * result.accuracy
+def _fine_tune(model, config, resources, seed):
+    scores = {}
+    for title, (images, share) in resources.subsets(seed).items():
+        result = _tuned(model, config, images, seed, share)
+        scores[f"fine-tuned, {title}"] = 100 * result.accuracy
+    return Outcome(scores)
 
 
-def _transfer(name, model, task, seed):
-    probe, rate = task.probe(model, seed)
-    yield f"transfer, linear ({task.metric})", task.score(probe)
-    yield "transfer, rate", f"{rate:g}"
-    result = task.fine_tune(model, task.train, seed)
-    yield f"transfer, fine-tuned ({task.metric})", task.score(result)
+def _transfer(model, config, resources, seed):
+    probe, rate = _probe(model, config, resources, seed)
+    result = _tuned(model, config, config.train, seed)
+    return Outcome(
+        {
+            f"transfer, linear ({config.metric})": config.score(probe),
+            "transfer, rate": f"{rate:g}",
+            f"transfer, fine-tuned ({config.metric})": config.score(result),
+        }
+    )
 
 
-def _retrieval(name, model, task, seed):
-    alone = task.train == task.test
+def _retrieval(model, config, resources, seed):
+    alone = config.train == config.test
+    scores, neighbours = {}, None
     for output in _OUTPUTS:
-        bank, queries = task.features(model, output)
+        bank, queries = _features(model, config, resources, output)
         if output == "features":
-            task.neighbours[name] = _some_neighbours(bank, queries, alone)
-            task.labels = bank[1], queries[1]
-        found = retrieval(bank, None if alone else queries, ks=task.ks)
+            neighbours = _some_neighbours(bank, queries, alone)
+        found = retrieval(bank, None if alone else queries, ks=config.ks)
         for k, recall in found.recall.items():
-            yield f"recall@{k}, {output}", 100 * recall
-        yield f"mAP, {output}", 100 * found.mean_average_precision
+            scores[f"recall@{k}, {output}"] = 100 * recall
+        scores[f"mAP, {output}"] = 100 * found.mean_average_precision
+    return Outcome(scores, neighbours)
 
 
 def _some_neighbours(bank, queries, alone):
@@ -99,17 +203,103 @@ def _some_neighbours(bank, queries, alone):
     return chosen, found
 
 
+def _probe(model, config, resources, seed) -> tuple[ProbeResult, float]:
+    """The linear probe of cached features, and its learning rate."""
+    train, test = _features(model, config, resources)
+    options = {
+        "epochs": config.probe_epochs,
+        "standardize": True,
+        "seed": seed,
+    }
+    rate, *others = config.learning_rates or (10.0,)
+    if others:
+        rate, found = choose_learning_rate(
+            train, config.learning_rates, held_out=_HELD_OUT, **options
+        )
+        _log_rates(config, found)
+    return linear_probe(train, test, learning_rate=rate, **options), rate
+
+
+def _probe_views(model, config, seed) -> tuple[ProbeResult, float]:
+    """The paper's probe: new views of the images in every epoch."""
+
+    def probe(rate, test, **part):
+        train, steps_per_epoch = config.train.training(
+            training_view(config.train.image_size),
+            epochs=config.probe_epochs,
+            batch_size=_PROBE_BATCH,
+            seed=seed,
+            drop_remainder=False,
+            **part,
+        )
+        return linear_probe(
+            train,
+            test,
+            encoder=model,
+            num_classes=config.train.num_classes,
+            learning_rate=rate,
+            epochs=config.probe_epochs,
+            steps_per_epoch=steps_per_epoch,
+            seed=seed,
+            log=config.log,
+        )
+
+    rate, *others = config.learning_rates or (paper_rate(model),)
+    if others:
+        size = round(_HELD_OUT * len(config.train))
+        kept = config.train.load(held_out=size, subset="held_out")
+        rate, found = best_rate(
+            config.learning_rates,
+            lambda rate: probe(rate, kept, held_out=size).accuracy,
+        )
+        _log_rates(config, found)
+    return probe(rate, config.test.load()), rate
+
+
+def _log_rates(config, found):
+    config.log(
+        "linear probe, held-out accuracy by rate: "
+        + ", ".join(
+            f"{x:g}: {'diverged' if y is None else f'{100 * y:.1f}'}"
+            for x, y in found.items()
+        )
+    )
+
+
+def _tuned(model, config, images, seed, share=1.0) -> FineTuneResult:
+    """Fine-tunes on images that have this share of all labels."""
+    epochs = config.fine_tune_epochs
+    if epochs is None:
+        epochs = 60 if share <= 0.01 else 30
+    train, steps_per_epoch = images.training(
+        training_view(images.image_size),
+        epochs=epochs,
+        batch_size=config.fine_tune_batch_size,
+        seed=seed,
+    )
+    return fine_tune(
+        model,
+        train,
+        config.test.load(),
+        num_classes=config.train.num_classes,
+        learning_rate=config.fine_tune_rate,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        seed=seed,
+        log=config.log,
+    )
+
+
 class Protocol(NamedTuple):
-    """One way to tell how good an encoder is.
+    """One way to measure an encoder.
 
     Attributes:
-        run: function of an encoder's name, its model, an
-            `EvaluationConfig` and a seed that yields pairs of a column's
-            heading and a number in percent, or a str that is not averaged.
-        random: bool, whether seeds matter.
+        run: Function of a model, an `EvaluationConfig`, `Resources` and a seed
+            to an `Outcome`.
+        random: Whether the seed matters.
     """
 
-    run: Callable
+    run: Callable[[keras.Model, EvaluationConfig, Resources, int], Outcome]
     random: bool
 
 
@@ -124,7 +314,7 @@ PROTOCOLS = {
 }
 
 
-def load_encoder(name, seed=0):
+def load_encoder(name: str, seed: int = 0) -> keras.Model:
     """An encoder by name.
 
     Args:
@@ -152,38 +342,50 @@ def load_encoder(name, seed=0):
     return Encoder(backbone, stem=stem or "imagenet")
 
 
-def evaluate(encoders, protocols, task, *, seeds=1):
+def evaluate(
+    encoders: Sequence[str] | Mapping[str, keras.Model],
+    protocols: Sequence[str],
+    config: EvaluationConfig,
+    *,
+    seeds: int = 1,
+) -> Results:
     """Runs protocols on encoders.
 
     Args:
-        encoders: list of names as `load_encoder` takes them, or dict of names
-            to models.
-        protocols: list of keys of `PROTOCOLS`.
-        task: `EvaluationConfig`.
-        seeds: int, runs of each protocol that is random, and of each on an
-            untrained network.
+        encoders: Names as `load_encoder` takes them, or dict of names to
+            models.
+        protocols: Keys of `PROTOCOLS`.
+        config: `EvaluationConfig`.
+        seeds: Runs of each protocol that is random, and of each protocol on
+            an untrained network.
 
     Returns:
         `Results`.
 
     Raises:
-        ValueError: if data, encoders or settings do not fit. What can be
-            checked is checked before anything is embedded or trained.
+        ValueError: if data, encoders or settings do not fit. Most errors are
+            found before anything is embedded or trained.
     """
-    _check(task, protocols, seeds)
+    with tempfile.TemporaryDirectory(prefix="subsets_") as folder:
+        resources = Resources(
+            FeatureCache(config.cache_dir, log=config.log),
+            Subsets(config, folder),
+        )
+        _check(config, resources, protocols, seeds)
+        return _run(encoders, protocols, config, resources, seeds)
+
+
+def _run(encoders, protocols, config, resources, seeds):
+    named = not isinstance(encoders, Mapping)
     models = {
-        name: encoders[name]
-        if isinstance(encoders, dict)
-        else load_encoder(name)
+        name: load_encoder(name) if named else encoders[name]
         for name in encoders
     }
-    scores = {}
+    scores, neighbours = {}, {}
     for name, model in models.items():
         columns = scores.setdefault(name, {})
         for seed in range(seeds):
-            untrained = not isinstance(encoders, dict) and name.startswith(
-                "untrained:"
-            )
+            untrained = named and name.startswith("untrained:")
             if untrained and seed:
                 model = load_encoder(name, seed)
             for protocol in protocols:
@@ -191,18 +393,21 @@ def evaluate(encoders, protocols, task, *, seeds=1):
                 if seed and not (random or untrained):
                     continue
                 of_seed = f", seed {seed}" if seeds > 1 else ""
-                task.log(f"{name}: {protocol}{of_seed} ...")
-                for column, value in run(name, model, task, seed):
+                config.log(f"{name}: {protocol}{of_seed} ...")
+                outcome = run(model, config, resources, seed)
+                for column, value in outcome.scores.items():
                     columns.setdefault(column, []).append(value)
+                if outcome.neighbours is not None:
+                    neighbours[name] = outcome.neighbours
     pictures = {}
-    if task.neighbours:
-        pictures["neighbours"] = _picture(task)
+    if neighbours:
+        pictures["neighbours"] = _picture(config, resources, neighbours)
     fingerprints = {name: fingerprint(model) for name, model in models.items()}
-    return Results(scores, pictures, fingerprints, task.data)
+    return Results(scores, pictures, fingerprints, config.data)
 
 
-def _check(task, protocols, seeds):
-    """Raises ValueError for what would go wrong only after a long time."""
+def _check(config, resources, protocols, seeds):
+    """Raises ValueError where a protocol would fail after a long time."""
     if unknown := set(protocols) - set(PROTOCOLS):
         raise ValueError(
             f"`protocols` must be among {', '.join(PROTOCOLS)}. "
@@ -210,44 +415,63 @@ def _check(task, protocols, seeds):
         )
     if seeds < 1:
         raise ValueError(f"`seeds` must be positive. Received: seeds={seeds}.")
-    if task.metric not in ("top-1", "mean per class"):
+    if config.metric not in ("top-1", "mean per class"):
         raise ValueError(
             '`metric` must be "top-1" or "mean per class". '
-            f"Received: metric={task.metric!r}."
+            f"Received: metric={config.metric!r}."
         )
-    task.test.load()
-    alone = task.train == task.test
+    config.test.load()
+    alone = config.train == config.test
     if alone and set(protocols) != {"retrieval"}:
         raise ValueError(
             "Only the protocol retrieval can take the same images to learn "
-            f"from and to test on. Received: split {task.train.split!r} for "
+            f"from and to test on. Received: split {config.train.split!r} for "
             "both."
         )
     if not alone:
         probed = {"linear", "linear_views", "transfer"} & set(protocols)
-        several = len(task.learning_rates or ()) > 1
-        task.check_labels(held_out=bool(probed) and several)
+        several = len(config.learning_rates or ()) > 1
+        _check_labels(config, resources, bool(probed) and several)
     if {"knn", "retrieval"} & set(protocols):
-        for k in task.ks:
-            check_k(range(len(task.train) - alone), k)
+        for k in config.ks:
+            check_k(range(len(config.train) - alone), k)
     if "fine_tune" in protocols:
         for seed in range(seeds):
-            task.subsets(seed)
+            resources.subsets(seed)
 
 
-def _picture(task):
+def _check_labels(config, resources, held_out):
+    """Raises ValueError if labels do not fit, before images are decoded."""
+    train, test = map(resources.cache.labels, (config.train, config.test))
+    names = config.train.class_names | config.test.class_names
+    check_classes(train, test, names)
+    if not held_out:
+        return
+    labels, counts = np.unique(train, return_counts=True)
+    label, count = labels[counts.argmin()], counts.min()
+    if not round(_HELD_OUT * count):
+        rates = ", ".join(f"{rate:g}" for rate in config.learning_rates)
+        raise ValueError(
+            "Of several learning rates the best is chosen on a tenth of "
+            "every class's training images. Class "
+            f"{names.get(label, label)} has {count}, too few for that. "
+            f"Give one learning rate. Received: {rates}."
+        )
+
+
+def _picture(config, resources, neighbours):
     """A few queries and their neighbours under every encoder."""
     numbers = np.unique(
-        np.concatenate([found.ravel() for _, found in task.neighbours.values()])
+        np.concatenate([found.ravel() for _, found in neighbours.values()])
     )
-    bank = task.train.pick(numbers)
-    chosen = next(iter(task.neighbours.values()))[0]
-    labels, queries = task.labels
+    bank = config.train.pick(numbers)
+    chosen, _ = next(iter(neighbours.values()))
+    labels, queries = map(resources.cache.labels, (config.train, config.test))
     return figures.neighbours(
-        task.test.pick(chosen),
+        config.test.pick(chosen),
         {
             name: (bank, np.searchsorted(numbers, found))
-            for name, (_, found) in task.neighbours.items()
+            for name, (_, found) in neighbours.items()
         },
         query_labels=queries[chosen],
         bank_labels=labels[numbers],

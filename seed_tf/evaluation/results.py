@@ -5,10 +5,8 @@ import io
 import json
 import os
 
-import matplotlib
 import numpy as np
 from absl import logging
-from matplotlib.figure import Figure
 
 from seed_tf.io.files import atomic_write
 from seed_tf.reporting import (
@@ -130,11 +128,17 @@ class Results:
             rows.append(row)
         return rows
 
-    @matplotlib.rc_context(
-        {"font.size": 9, "figure.constrained_layout.use": True}
-    )
     def figure(self):
         """All scores in one figure, a line per column, a dot per encoder."""
+        import matplotlib
+
+        style = {"font.size": 9, "figure.constrained_layout.use": True}
+        with matplotlib.rc_context(style):
+            return self._figure()
+
+    def _figure(self):
+        from matplotlib.figure import Figure
+
         colours = figures.palette(self.scores)
         columns = [
             column

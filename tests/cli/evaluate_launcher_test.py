@@ -18,7 +18,6 @@ from PIL import Image
 import seed_tf
 from seed_tf import evaluation
 from seed_tf.cli import evaluate
-from seed_tf.evaluation import config as task_module
 from seed_tf.evaluation import protocols, transfer
 from seed_tf.evaluation.fine_tune import training_view
 from seed_tf.evaluation.labelled_images import LabelledImages
@@ -153,7 +152,7 @@ class ProtocolsTest(parameterized.TestCase):
             metric="mean per class",
         )
         with mock.patch.object(
-            task_module, "fine_tune", wraps=evaluation.fine_tune
+            protocols, "fine_tune", wraps=evaluation.fine_tune
         ) as tuned:
             results = protocols.evaluate(
                 {"a": tiny_encoder()}, ["fine_tune", "transfer"], work
@@ -172,11 +171,19 @@ class ProtocolsTest(parameterized.TestCase):
             ],
         )
 
+    def run_fine_tune(self, config, seed):
+        folder = self.create_tempdir().full_path
+        resources = protocols.Resources(
+            evaluation.FeatureCache(), protocols.Subsets(config, folder)
+        )
+        run = protocols.PROTOCOLS["fine_tune"].run
+        return run(None, config, resources, seed)
+
     def test_settings_of_fine_tuning(self):
         work = task(label_fractions=(0.01, 0.1), fine_tune_rate=0.3)
-        with mock.patch.object(task_module, "fine_tune") as tuned:
-            for images, share in work.subsets(4).values():
-                work.fine_tune(None, images, 4, share)
+        with mock.patch.object(protocols, "fine_tune") as tuned:
+            tuned.return_value.accuracy = 0.5
+            self.run_fine_tune(work, 4)
         # SimCLR's epochs, by the share of labels.
         options = [call.kwargs for call in tuned.mock_calls]
         self.assertEqual([x["epochs"] for x in options], [60, 30])
@@ -195,9 +202,9 @@ class ProtocolsTest(parameterized.TestCase):
         work = protocols.EvaluationConfig(
             images, digits("test"), label_fractions=(0.01,)
         )
-        with mock.patch.object(task_module, "fine_tune") as tuned:
+        with mock.patch.object(protocols, "fine_tune") as tuned:
             tuned.return_value.accuracy = 0.5
-            list(protocols.PROTOCOLS["fine_tune"].run("a", None, work, 0))
+            self.run_fine_tune(work, 0)
         (call,) = tuned.mock_calls
         self.assertEqual(call.kwargs["epochs"], 60)
         self.assertEqual(sum(len(y) for _, y in call.args[1].take(1)), 4)
@@ -232,7 +239,7 @@ class ProtocolsTest(parameterized.TestCase):
                 raise evaluation.DivergenceError
             return mock.Mock(accuracy=learning_rate / 10)
 
-        with mock.patch.object(task_module, "linear_probe", probe):
+        with mock.patch.object(protocols, "linear_probe", probe):
             results = protocols.evaluate(
                 {"a": tiny_encoder()}, ["linear_views"], work
             )
@@ -723,7 +730,7 @@ class LauncherTest(absltest.TestCase):
             seen.extend(sorted(int(y) for _, labels in train for y in labels))
             return mock.Mock(accuracy=0.5)
 
-        with mock.patch.object(task_module, "fine_tune", fine_tune):
+        with mock.patch.object(protocols, "fine_tune", fine_tune):
             command(
                 *("evaluate", f"--encoder={encoder}", f"--data_dir={root}"),
                 *("--image_size=12", "--protocol=fine_tune"),
