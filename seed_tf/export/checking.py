@@ -33,7 +33,7 @@ class Limits:
     agreement: float
 
 
-# Of trained encoders. docs/formats.md tells what they really differ by.
+# For trained encoders. See docs/formats.md for measured differences.
 LIMITS = {
     "float32": Limits(difference=1e-4, cosine=0.9999, agreement=0.9),
     "float16": Limits(difference=0.02, cosine=0.999, agreement=0.9),

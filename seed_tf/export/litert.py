@@ -1,13 +1,23 @@
 """LiteRT (TensorFlow Lite) files, for phones and other small devices."""
 
+from __future__ import annotations
+
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from seed_tf.export.checking import check_ending, some, write_checked
+from seed_tf.export.checking import (
+    Limits,
+    ParityReport,
+    check_ending,
+    some,
+    write_checked,
+)
 from seed_tf.io.extras import extra
 
 PRECISIONS = ("float32", "float16", "int8_dynamic", "int8")
@@ -18,15 +28,15 @@ _FLOAT = ["SQUARE", "SUM", "SQRT", "MAXIMUM", "DIV", "HARD_SWISH"]
 
 
 def litert(
-    encoder,
-    path,
+    encoder: keras.Model,
+    path: str,
     *,
-    images,
-    image_size=None,
-    precision="float32",
-    labelled=None,
-    limits=None,
-):
+    images: np.ndarray | tf.data.Dataset,
+    image_size: int | None = None,
+    precision: str = "float32",
+    labelled: Sequence[Any] | None = None,
+    limits: Limits | None = None,
+) -> ParityReport:
     """Writes an encoder as a LiteRT file that agrees with it.
 
     The file takes uint8 images `[B, S, S, 3]`, RGB, of any B, and gives
@@ -95,8 +105,8 @@ def litert(
     )
 
 
-def load(path, *, threads=1):
-    """A LiteRT file as a function.
+def load(path: str, *, threads: int = 1) -> Callable[[np.ndarray], dict]:
+    """Loads a LiteRT file as a function.
 
     Args:
         path: str.

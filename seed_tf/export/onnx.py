@@ -1,14 +1,34 @@
 """ONNX files, for other runtimes."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from seed_tf.export.checking import check_ending, some, write_checked
+from seed_tf.export.checking import (
+    Limits,
+    ParityReport,
+    check_ending,
+    some,
+    write_checked,
+)
 from seed_tf.io.extras import extra
 
 
-def onnx(encoder, path, *, images, image_size=None, labelled=None, limits=None):
+def onnx(
+    encoder: keras.Model,
+    path: str,
+    *,
+    images: np.ndarray | tf.data.Dataset,
+    image_size: int | None = None,
+    labelled: Sequence[Any] | None = None,
+    limits: Limits | None = None,
+) -> ParityReport:
     """Writes an encoder as an ONNX file that agrees with it.
 
     The file takes uint8 "images" `[B, S, S, 3]`, RGB, of any B, and gives
@@ -65,8 +85,8 @@ def onnx(encoder, path, *, images, image_size=None, labelled=None, limits=None):
     )
 
 
-def load(path, *, threads=1):
-    """An ONNX file as a function, run by ONNX Runtime.
+def load(path: str, *, threads: int = 1) -> Callable[[np.ndarray], dict]:
+    """Loads an ONNX file as a function, run by ONNX Runtime.
 
     Args:
         path: str.

@@ -1,18 +1,25 @@
 """SavedModels for TensorFlow Serving: from image files to embeddings."""
 
+from __future__ import annotations
+
 import datetime
 import io
 import os
+from collections.abc import Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
 from seed_tf.acceleration.precision import in_float32
 from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.evaluation import ProbeResult
 from seed_tf.export import card as model_card
 from seed_tf.export.checking import (
     LIMITS,
+    Limits,
     ParityReport,
     compare,
 )
@@ -27,20 +34,20 @@ from seed_tf.io.fingerprints import fingerprint
 
 
 def saved_model(
-    encoder,
-    path,
+    encoder: keras.Model,
+    path: str,
     *,
-    image_size=None,
-    resize=None,
-    files=None,
-    probe=None,
-    labels=None,
-    index=None,
-    k=10,
-    version=None,
-    card=None,
-    limits=None,
-):
+    image_size: int | None = None,
+    resize: int | None = None,
+    files: Sequence[bytes] | None = None,
+    probe: ProbeResult | None = None,
+    labels: Sequence[str] | None = None,
+    index: str | None = None,
+    k: int = 10,
+    version: int | None = None,
+    card: dict[str, Any] | None = None,
+    limits: Limits | None = None,
+) -> ParityReport:
     """Writes an encoder as a version of a model for TensorFlow Serving.
 
     `path/<version>/` appears whole, or not at all: a SavedModel that plain

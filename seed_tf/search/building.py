@@ -1,10 +1,13 @@
 """Makes an index of a folder of images, or brings one up to date."""
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import glob
 import os
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 
@@ -36,15 +39,15 @@ _SAME = ("fingerprint", "output", "image_size", "resize")
 
 
 def build(
-    path,
-    images,
-    encoder,
+    path: str,
+    images: str,
+    encoder: str,
     *,
-    image_size=None,
-    output="features",
-    batch_size=64,
-    log=print,
-):
+    image_size: int | None = None,
+    output: str = "features",
+    batch_size: int = 64,
+    log: Callable[[str], object] = print,
+) -> Index:
     """Embeds the images of a folder, those that the index does not have yet.
 
     The index becomes that of the folder as it is: images that are new or have

@@ -1,26 +1,36 @@
 """Pictures and their neighbours, as a figure."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.search.index import Index
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SIDE = 160  # pixels
 
 
-def draw(queries, results, index):
-    """A row for each query: the picture, then its neighbours.
+def draw(
+    queries: Sequence[str],
+    results: Sequence[tuple[np.ndarray, np.ndarray]],
+    index: Index,
+) -> Figure:
+    """Draws a row for each query: the picture, then its neighbours.
 
     Args:
-        queries: list of files.
-        results: list of pairs `(similarities [k], rows [k])`.
-        index: `Index`.
-
-    Returns:
-        matplotlib Figure.
+        queries: image files.
+        results: pairs `(similarities [k], rows [k])`.
+        index: index of the neighbours.
     """
+    from matplotlib.figure import Figure
+
     columns = 1 + max(len(rows) for _, rows in results)
     figure = Figure(
         (1.35 * columns, 1.65 * len(queries)), dpi=130, layout="constrained"

@@ -1,4 +1,4 @@
-"""The image files below a folder, and how to tell that one has changed."""
+"""The image files below a folder, with keys that change with a file."""
 
 import base64
 import hashlib

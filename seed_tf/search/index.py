@@ -1,5 +1,7 @@
 """An index of images, and the search in it by images."""
 
+from __future__ import annotations
+
 import os
 import threading
 
@@ -15,7 +17,7 @@ from seed_tf.io.fingerprints import fingerprint
 from seed_tf.search import vectors
 from seed_tf.search.image_files import Lines
 
-# The last one tells that the others are there.
+# The last one is written last: with it, all are there.
 FILES = (
     "embeddings.npy",
     "paths.txt",
@@ -35,13 +37,13 @@ class Index:
         config: dict, `index.json`.
         embeddings: float32 `[N, D]`, L2-normalised, memory-mapped.
         paths: sequence of N str, below `config["images"]`.
-        keys: `[N]` 16 bytes each, which tell versions of files apart.
+        keys: `[N]` 16 bytes each, which differ between versions of a file.
 
     Raises:
         ValueError: if there is no index, or it is not whole.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         vectors.import_faiss()
         self.path = os.path.abspath(os.path.expanduser(path))
         if not os.path.exists(self._file("index.json")):
@@ -69,15 +71,17 @@ class Index:
         if len(sizes) > 1 or os.path.isdir(self._file("ready")):
             raise self._damaged("its files do not belong together")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.embeddings)
 
-    def file(self, row):
-        """The path of an image's file."""
+    def file(self, row: int) -> str:
+        """Returns the path of an image's file."""
         return os.path.join(self.config["images"], self.paths[row])
 
-    def search(self, queries, k=10):
-        """The images most similar to each query, by cosine.
+    def search(
+        self, queries: np.ndarray, k: int = 10
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images most similar to each query, by cosine.
 
         Above 100,000 images one in a hundred may be missed; the similarities
         of those that are found are exact.
@@ -124,8 +128,8 @@ class Index:
             similarities[i], rows[i] = values[best], found[best]
         return similarities, rows
 
-    def others(self, row, k=10):
-        """The images most similar to one of the index, without itself.
+    def others(self, row: int, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images most similar to one of the index, without it.
 
         Args:
             row: int in [0, N).
@@ -159,13 +163,13 @@ class ImageSearch:
 
     Args:
         index: `Index`.
-        encoder: str, where the encoder lies now; None for where it was.
+        encoder: path of the encoder, if it has moved since `build`.
 
     Raises:
         ValueError: if the encoder cannot be read, or is another one.
     """
 
-    def __init__(self, index, encoder=None):
+    def __init__(self, index: Index, encoder: str | None = None) -> None:
         self.index = index
         config = index.config
         try:
@@ -188,8 +192,8 @@ class ImageSearch:
         blank = np.zeros([1, size, size, 3], np.uint8)
         self.index.search(l2_normalise(self._embed(blank)), 1)  # trace and warm
 
-    def embed(self, data):
-        """The embedding of a picture.
+    def embed(self, data: bytes) -> np.ndarray:
+        """Returns the embedding of a picture.
 
         Args:
             data: bytes of an image file.
@@ -212,8 +216,8 @@ class ImageSearch:
                 ) from error
             return l2_normalise(self._embed(square[None]))[0]
 
-    def search(self, data, k=10):
-        """The images most similar to a picture.
+    def search(self, data: bytes, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images most similar to a picture.
 
         Args:
             data: bytes of an image file.

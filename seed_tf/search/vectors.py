@@ -1,7 +1,11 @@
-"""What faiss does: the nearest rows of a matrix, exactly or nearly."""
+"""The nearest rows of a matrix, exactly or nearly, with faiss."""
+
+from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +16,8 @@ EXACT = 100_000
 _BLOCK = 65536  # rows added at a time
 
 
-def import_faiss():
-    """The module faiss; ValueError if it is not installed."""
+def import_faiss() -> Any:
+    """Returns the module faiss; ValueError if it is not installed."""
     # faiss logs which of its builds it tries to load.
     logging.getLogger("faiss").setLevel(logging.WARNING)
     with extra("search", "Indexes"):
@@ -21,12 +25,14 @@ def import_faiss():
     return faiss
 
 
-def method(count):
-    """How an index of so many rows is searched: "exact" or "approximate"."""
+def method(count: int) -> str:
+    """Returns how to search that many rows: "exact" or "approximate"."""
     return "exact" if count <= EXACT else "approximate"
 
 
-def write(rows, path, log=print):
+def write(
+    rows: np.ndarray, path: str, log: Callable[[str], object] = print
+) -> None:
     """Writes faiss's index of unit vectors.
 
     Up to 100,000 rows it compares all. Above it compares those of the nearest
@@ -64,7 +70,7 @@ def write(rows, path, log=print):
         raise OSError(f"{path!r} cannot be written: {error}") from error
 
 
-def read(path):
-    """faiss's index, its vectors left on disk."""
+def read(path: str) -> Any:
+    """Opens faiss's index; its vectors stay on disk."""
     faiss = import_faiss()
     return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
