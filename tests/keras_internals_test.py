@@ -78,8 +78,9 @@ class KerasInternalsTest(absltest.TestCase):
                 read.append(i)
                 yield (np.full([2], i, "float32"),)
 
-        model = Model()
-        model.compile("sgd")
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            model = Model()
+            model.compile("sgd")
         data = tf.data.Dataset.from_generator(
             rows, output_signature=(tf.TensorSpec([2]),)
         )

@@ -7,9 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from seed_tf import losses
-from seed_tf.trainer import (
-    Trainer,
-)
+from seed_tf.trainer import Trainer
 
 # From the authors' default to a nearly uniform target, about evenly in log.
 TEMPERATURES = (
