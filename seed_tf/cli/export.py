@@ -289,7 +289,8 @@ def run(call: Call[Settings]) -> None:
             if checked and checked.knn:
                 row |= {f"k-NN, {k}": 100 * v for k, v in checked.knn.items()}
             rows.append(row)
-    print("\n" + tables.table(rows, list(max(rows, key=lambda row: len(row)))))
+    widest = max(rows, key=len)
+    print("\n" + tables.table(rows, list(widest)))
 
 
 def _bytes(path):

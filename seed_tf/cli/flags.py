@@ -102,7 +102,7 @@ class Command(Generic[Settings]):
         resumable: whether the same command goes on where Ctrl-C stopped it.
     """
 
-    settings: type[Settings]
+    settings: Any  # type[Settings]: mypy has no name for "a dataclass"
     run: Callable[[Call[Settings]], None]
     arguments: str = ""
     instead: Callable[[Mapping[str, Any]], str | None] | None = None

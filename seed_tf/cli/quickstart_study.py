@@ -315,5 +315,6 @@ def run(settings):
     """Trains and evaluates all, and writes the results to a folder."""
     os.makedirs(settings.output, exist_ok=True)
     start = time.monotonic()
-    outcome = train_all(settings)
-    show(settings, *outcome, seconds=time.monotonic() - start)
+    results, histories, features, data = train_all(settings)
+    seconds = time.monotonic() - start
+    show(settings, results, histories, features, data, seconds)

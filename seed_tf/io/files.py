@@ -111,7 +111,7 @@ def read_json(path: str | os.PathLike[str], default: Any = _REQUIRED) -> Any:
     try:
         with open(path) as file:
             return json.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if default is _REQUIRED:
             raise
         return default
