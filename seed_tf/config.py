@@ -349,7 +349,7 @@ def _converted(config, field):
         ValueError: if it has another one.
     """
     value = getattr(config, field.name)
-    allowed = types_of(type(config))[field.name]
+    allowed = types_of(type(config))[field.name]  # type: ignore[arg-type]
     if isinstance(value, os.PathLike) and str in allowed:
         value = os.fspath(value)
     number = isinstance(value, int) and not isinstance(value, bool)

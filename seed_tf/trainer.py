@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -334,7 +334,7 @@ class StopAtNaN(keras.callbacks.Callback):
 
 
 def check_encoder(
-    encoder: keras.Model, role: str, views: list[tf.Tensor]
+    encoder: keras.Model, role: str, views: Sequence[tf.Tensor]
 ) -> int:
     """Runs an encoder once on views of noise; returns its embedding width.
 

@@ -151,12 +151,12 @@ def _list(path):
         names = sorted(os.listdir(os.fsencode(path)))
     except OSError as error:
         raise ValueError(f"{path!r} cannot be read: {error}.") from error
-    names = b"".join([b"\0".join(names), b"\0" if names else b""])
-    others = _IMAGE.sub(b"", names)
-    if others:
-        names = b"".join(_IMAGE.findall(names))
-    others = [os.fsdecode(name) for name in others.split(b"\0")[:-1]]
-    return names, [
+    images = b"".join([b"\0".join(names), b"\0" if names else b""])
+    rest = _IMAGE.sub(b"", images)
+    if rest:
+        images = b"".join(_IMAGE.findall(images))
+    others = [os.fsdecode(name) for name in rest.split(b"\0")[:-1]]
+    return images, [
         name
         for name in others
         if name[0] != "." and os.path.isdir(os.path.join(path, name))

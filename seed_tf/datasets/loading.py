@@ -104,8 +104,9 @@ def describe(
             "`image_size` must be positive, and `resize` no smaller. "
             f"Received: image_size={image_size}, resize={resize}."
         )
-    source = name
-    if not isinstance(source, Source):
+    if isinstance(name, Source):
+        source = name
+    else:
         source = sources.find(name, data_dir, split, download)
     return Description(source, image_size, resize, views)
 

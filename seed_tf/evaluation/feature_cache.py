@@ -102,7 +102,7 @@ class FeatureCache:
         """
         name = f"*-{images.fingerprint}-*"
         for path in glob.glob(os.path.join(glob.escape(self._folder), name)):
-            with contextlib.suppress(_DAMAGE):  # told where features are read
+            with contextlib.suppress(*_DAMAGE):  # told where features are read
                 return np.array(_load(path, "labels"))
         return images.labels
 

@@ -134,7 +134,10 @@ def fine_tune(
             size = test[0].shape[1] if isinstance(test, tuple) else 224
             view = training_view(size)
         steps_per_epoch = max(1, len(train[1]) // batch_size)
-        train = _shuffled(*train, batch_size, steps_per_epoch, epochs, seed)
+        images, labels = train
+        train = _shuffled(
+            images, labels, batch_size, steps_per_epoch, epochs, seed
+        )
     elif steps_per_epoch is None:
         steps_per_epoch = len(train)
         train = train.repeat(epochs)

@@ -158,7 +158,9 @@ class Results:
                 [np.mean(x) for x in values],
                 places,
                 xerr=[np.std(x) for x in values],
-                **{"fmt": "o", "capsize": 3, "alpha": 0.85},
+                fmt="o",
+                capsize=3,
+                alpha=0.85,
                 color=colours[name],
                 label=name,
             )
