@@ -288,8 +288,8 @@ class TrainsTest(parameterized.TestCase):
     def test_two_steps(self, name):
         self.check_two_steps(name)
 
-    @pytest.mark.slow
     @parameterized.parameters(*(x for x in recipes.names() if x not in QUICK))
+    @pytest.mark.slow
     def test_two_steps_of_all_others(self, name):
         self.check_two_steps(name)
 
@@ -368,6 +368,7 @@ class TrainsTest(parameterized.TestCase):
 
 
 class ThenSupervisedTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_two_steps_as_the_docs_have_them(self):
         with open(f"{ROOT}/docs/recipes.md") as file:
             section = file.read().split("### Then supervised distillation")[1]

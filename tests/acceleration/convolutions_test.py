@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from helpers.fused import Fused
@@ -388,6 +389,7 @@ class BlocksTest(parameterized.TestCase):
 
 class NetworksTest(parameterized.TestCase):
     @parameterized.parameters("resnet18", "mobilenet_v3_large")
+    @pytest.mark.slow
     def test_less_is_convolved_of_small_images(self, name):
         encoder = Fused(seed_tf.Encoder(name))
         large, small = (

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import seed_tf
@@ -52,6 +53,7 @@ class EncoderTest(parameterized.TestCase):
         ("mobilenet_v3_large", {"head": None}),
         ("efficientnet_b0", {"head_batch_norm": True}),
     )
+    @pytest.mark.slow
     def test_gives_the_same_embeddings(self, name, options):
         keras.utils.set_random_seed(0)
         encoder = seed_tf.Encoder(name, **options)

@@ -4,6 +4,7 @@ import functools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from helpers.fused import Fused
@@ -276,6 +277,7 @@ class MaximumTest(parameterized.TestCase):
         sides=[(8, 8), (9, 6), (7, 12)],
         dtype=["float32", "float64", "mixed_bfloat16"],
     )
+    @pytest.mark.slow
     def test_gradient(self, size, strides, sides, dtype):
         rng = np.random.default_rng(0)
         # Much is equal: the first of a window gets its gradient.

@@ -245,6 +245,7 @@ class SurvivesTest(absltest.TestCase):
         self.assertRegex(printed, r"images per second +\d")
 
 
+@pytest.mark.slow
 class BadInputTest(absltest.TestCase):
     def setUp(self):
         super().setUp()

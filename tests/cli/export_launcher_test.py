@@ -84,6 +84,7 @@ class LauncherTest(absltest.TestCase):
         self.assertEqual(facts["config"]["teacher"], "moco.pth")
         self.assertEqual(facts["checked"]["images"], 12)
 
+    @pytest.mark.slow
     def test_other_formats(self):
         printed = self.launch(
             *("--format=litert", "--format=onnx", "--name=bird"),

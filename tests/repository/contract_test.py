@@ -73,6 +73,8 @@ class ContractTest(parameterized.TestCase):
         self.folder = pathlib.Path(self.enterContext(folder))
 
     def check_defaults(self, function, **defaults):
+        if inspect.isclass(function):
+            function = function.__init__
         parameters = inspect.signature(function).parameters
         for name, default in defaults.items():
             self.assertEqual(parameters[name].default, default, name)
