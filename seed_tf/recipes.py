@@ -109,7 +109,9 @@ def configure(
             f"Expected settings of {kind.command}. Received: "
             f"{config.recipe or config!r}, which {config.command} runs."
         )
-    unknown = sorted(settings.keys() - types_of(kind).keys())
+    unknown = sorted(
+        settings.keys() - {x.name for x in dataclasses.fields(kind)}
+    )
     if unknown:
         raise TypeError(
             f"{kind.command} has no argument {', '.join(map(repr, unknown))}."

@@ -258,7 +258,7 @@ def _train(folder, config, model, teacher, images, plan, log):
             folder,
             f"{config.command}: {folder.path}",
             views=_some_views(model, images),
-            neighbours=unseen and unseen.neighbours(),
+            neighbours=unseen.neighbours() if unseen else None,
         )
 
     return training.train(

@@ -27,7 +27,7 @@ def train(
     batch_size: int,
     folder: RunFolder,
     targets_cached: bool = False,
-    measures: dict[str, tuple[Callable[[], float], int]] | None = None,
+    measures: dict[str, tuple[Callable[..., float], int]] | None = None,
     monitor: str | None = None,
     patience: int = 0,
     checkpoint_minutes: float = 10.0,

@@ -13,7 +13,7 @@ from helpers.runs import pictures, tiny_teacher
 from tools.architecture import ROOT
 
 # All that differs from the README, so that an example takes seconds: views of
-# 32 pixels, few epochs of eight photographs, networks of a few weights.
+# 32 pixels, few epochs of sixteen photographs, networks of a few weights.
 SMALLER = {
     "moco_v2(224), 200": "moco_v2(32), 6",
     "views=views, epochs": "batch_size=4, views=views, epochs",
@@ -22,7 +22,7 @@ SMALLER = {
     "shuffle=False": "shuffle=False, image_size=32",
 }
 SHORTER_RUN = (
-    "image_size=32, batch_size=4, queue_size=16, epochs=2, warmup_epochs=0"
+    "image_size=32, batch_size=16, queue_size=16, epochs=2, warmup_epochs=0"
 )
 SMALLER_RUNS = {
     'encoder="resnet50"': f'encoder="resnet18", {SHORTER_RUN}',
@@ -40,7 +40,7 @@ class ReadmeTest(absltest.TestCase):
         super().setUp()
         folder = self.enterContext(tempfile.TemporaryDirectory())
         self.enterContext(contextlib.chdir(folder))
-        pictures("photos", 8)
+        pictures("photos", 16)
         pathlib.Path("runs/teacher").mkdir(parents=True)
         tiny_teacher("runs/teacher/student.keras")
 
@@ -60,7 +60,7 @@ class ReadmeTest(absltest.TestCase):
         names = {"tiny": tiny}
         exec(code, names)
         self.assertTrue(pathlib.Path("student.keras").exists())
-        self.assertEqual(names["features"].shape, (8, 4))
+        self.assertEqual(names["features"].shape, (16, 4))
 
     @pytest.mark.slow
     def test_whole_runs(self):
