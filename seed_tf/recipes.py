@@ -28,7 +28,6 @@ from seed_tf.config import (
     PretrainConfig,
     RunConfig,
     ViewsConfig,
-    types_of,
 )
 
 Settings = typing.TypeVar("Settings", bound=RunConfig)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -110,7 +112,8 @@ class _Measure(keras.callbacks.Callback):
                 f"Received: k={k}, every={every}."
             )
         self._name, self._k, self._every = name, k, every
-        self._encoder, self._measure = encoder, None
+        self._encoder = encoder
+        self._measure: Any = None
 
     def on_train_begin(self, logs=None):
         encoder = self._encoder

@@ -6,8 +6,6 @@ from typing import Any
 
 import keras
 
-from typing import Any
-
 from seed_tf import views as seed_views
 from seed_tf.encoders import Encoder
 from seed_tf.io.files import as_json
