@@ -121,7 +121,7 @@ class Command(Generic[Settings]):
             absl.flags.Error: if a flag is unknown or missing, or has a bad
                 value.
         """
-        fields = dataclasses.fields(self.settings)  # type: ignore[arg-type]
+        fields = dataclasses.fields(self.settings)
         kinds = typing.get_type_hints(self.settings)
         values = flags.FlagValues()
         for field in fields:
@@ -165,7 +165,7 @@ class Command(Generic[Settings]):
     def _check_required(self, given):
         missing = [
             f"--{field.name}"
-            for field in dataclasses.fields(self.settings)  # type: ignore[arg-type]
+            for field in dataclasses.fields(self.settings)
             if field.metadata["required"] and given.get(field.name) is None
         ]
         if missing:

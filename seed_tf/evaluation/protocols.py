@@ -107,7 +107,7 @@ class Outcome:
             numbers of test and training images, for a picture.
     """
 
-    scores: dict[str, float | str]
+    scores: Mapping[str, float | str]
     neighbours: tuple[np.ndarray, np.ndarray] | None = None
 
 

@@ -313,7 +313,7 @@ def _thumbnail(data):
     image = EncodedImage(data)
     side = min(image.height, image.width)
     box = (image.height - side) // 2, (image.width - side) // 2, side, side
-    ((pixels,),) = image.crops([([box], min(side, _THUMBNAIL))])
+    ((pixels,),) = image.crops([([box], min(side, _THUMBNAIL))])  # type: ignore[list-item]
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
     return file.getvalue()
