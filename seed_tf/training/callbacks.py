@@ -1,4 +1,4 @@
-"""What a run tells and writes while it trains."""
+"""Callbacks that print, evaluate and log during training."""
 
 import json
 import time

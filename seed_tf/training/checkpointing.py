@@ -45,14 +45,14 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(**self._state)
 
     @property
-    def steps(self):
+    def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
         if not os.path.isdir(self._folder):
             return []
         names = filter(_CHECKPOINT.fullmatch, os.listdir(self._folder))
         return sorted(int(name[5:]) for name in names)
 
-    def save(self, step, best=None):
+    def save(self, step: int, best: int | None = None) -> None:
         """Writes the checkpoint of a step, and removes those no longer kept.
 
         Args:
@@ -61,8 +61,8 @@ class Checkpoints:
 
         Raises:
             OSError: if the disk is full or fails; others stay as they are.
-            FloatingPointError: if a weight is not finite. The loss tells of it
-                one step later only.
+            FloatingPointError: if a weight is not finite. The loss
+                shows it only one step later.
         """
         for variable in self._variables():
             value = variable.value
@@ -87,7 +87,7 @@ class Checkpoints:
             if old != best:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
-    def restore(self):
+    def restore(self) -> int:
         """Restores the newest checkpoint that is whole.
 
         Damaged ones are renamed to `*.damaged`, with a warning.
@@ -130,7 +130,7 @@ class Checkpoints:
             )
         return 0
 
-    def size(self):
+    def size(self) -> int:
         """Bytes of a checkpoint, about."""
         return sum(
             math.prod(v.shape) * tf.as_dtype(v.dtype).size

@@ -1,4 +1,4 @@
-"""What a training will cost, told before it is begun."""
+"""The cost of a training, estimated before it begins."""
 
 import time
 
@@ -47,7 +47,7 @@ def dry_run(
     targets_cached=False,
     teacher=None,
 ):
-    """Tells what the whole run will cost, by its shapes and by a few steps.
+    """Estimates the cost of a run from shapes and from a few steps.
 
     Operations and memory are counted from shapes, before anything is run.
     Then a few steps are measured: five, or, where their memory is not there,

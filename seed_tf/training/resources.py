@@ -1,4 +1,6 @@
-"""What a run takes of the machine, and what the machine is."""
+"""Disk and memory that a run needs, and the machine that it runs on."""
+
+from __future__ import annotations
 
 import contextlib
 import pathlib
@@ -11,13 +13,13 @@ import tensorflow as tf
 from seed_tf.version import __version__
 
 
-def disk_needed(checkpoints, encoder):
-    """Bytes that a run leaves at most, about."""
+def disk_needed(checkpoints, encoder) -> int:
+    """Bytes that a run writes at most, about."""
     # The last three, the best, and one in the making; encoder and backbone.
     return 5 * checkpoints.size() + 3 * 4 * encoder.count_params() + 2**20
 
 
-def peak_memory():
+def peak_memory() -> int:
     """Bytes of the process, and of each GPU, at their highest."""
     used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for gpu in tf.config.list_logical_devices("GPU"):
@@ -25,10 +27,10 @@ def peak_memory():
     return used
 
 
-def free_memory():
-    """Bytes that this process may still take, or None if nobody knows.
+def free_memory() -> int | None:
+    """Bytes that this process may still take, or None if that is unknown.
 
-    Of GPUs it is not known before they run out of it.
+    It is unknown for GPUs.
     """
     if tf.config.list_logical_devices("GPU"):
         return None
@@ -46,8 +48,8 @@ def free_memory():
     return min(free, default=None)
 
 
-def machine():
-    """What a run ran on: dict of versions and devices."""
+def machine() -> dict:
+    """Versions and devices, as `summary.json` holds them."""
     devices = tf.config.list_physical_devices()
     return {
         "python": platform.python_version(),

@@ -1,8 +1,12 @@
 """The folder of a run, and the encoder files in it."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from seed_tf.acceleration import precision
 from seed_tf.encoders import Encoder
@@ -32,8 +36,9 @@ _LEAST_BYTES = 100e6  # that a run of the smallest students leaves
 class RunFolder:
     """The folder of a run, with the `config.json` that describes it.
 
-    A folder that has one belongs to the run described there, which goes on if
-    it is the same. Nothing is written or removed before `claim`.
+    A folder with a `config.json` belongs to the run described there. The same
+    run goes on with it, another run is refused. Nothing is written or removed
+    before `claim`.
 
     Args:
         path: folder, made if missing.
@@ -41,8 +46,8 @@ class RunFolder:
         defaults: dict of values that hold where an earlier `config.json` lacks
             a key, because older code wrote it.
         overwrite: bool, remove what an earlier run left and start anew.
-        ignore: keys of `config` in which a continued run may differ.
-        chief: bool, False for all workers of a run but the one that writes.
+        ignore: keys of `config` in which a resumed run may differ.
+        chief: bool, whether this worker of the run writes files.
 
     Raises:
         ValueError: if the folder belongs to another run, naming what differs.
@@ -51,13 +56,13 @@ class RunFolder:
 
     def __init__(
         self,
-        path,
-        config,
+        path: str,
+        config: Mapping[str, Any],
         *,
-        defaults=None,
-        overwrite=False,
-        ignore=(),
-        chief=True,
+        defaults: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        ignore: Iterable[str] = (),
+        chief: bool = True,
     ):
         self.path, self.chief = path, chief
         self._overwrite, self._ignore = overwrite, set(ignore)
@@ -75,11 +80,11 @@ class RunFolder:
         self._check_space(existing, _LEAST_BYTES)
         self._compare()
 
-    def claim(self, **more):
+    def claim(self, **more: Any) -> None:
         """Makes the folder this run's, and this process its only writer.
 
         Args:
-            **more: what else belongs into `config.json`.
+            **more: further entries of `config.json`.
 
         Raises:
             ValueError: if the folder belongs to another run, or another
@@ -101,24 +106,24 @@ class RunFolder:
                 f"{reason(error)}."
             ) from error
 
-    def file(self, *names):
+    def file(self, *names: str) -> str:
         """The path of a file of the run."""
         return os.path.join(self.path, *names)
 
-    def read(self, name):
+    def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, or {} if it is not there."""
         return read_json(self.file(name), {})
 
-    def write(self, name, content):
+    def write(self, name: str, content: Any) -> None:
         """Writes a JSON file, whole or not at all."""
         write_json(self.file(name), content)
 
-    def check_space(self, needed):
+    def check_space(self, needed: float) -> None:
         """Raises OSError if the disk has fewer free bytes than `needed`."""
         self._check_space(self.path, needed)
 
-    def close(self):
-        """Lets other processes have the folder."""
+    def close(self) -> None:
+        """Lets other processes write to the folder."""
         self._lock.close()
 
     def _check_space(self, folder, needed):
