@@ -19,7 +19,6 @@ from seed_tf.images import check_channels, check_value_range
 from seed_tf.keras_internals import all_layers
 from seed_tf.optimizers.schedule import warmup_cosine
 from seed_tf.optimizers.sgd import SGD
-from seed_tf.views import RandomHorizontalFlip, RandomResizedCrop, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +40,12 @@ class FineTuneResult:
 
 def training_view(image_size):
     """The protocol's augmentation: a crop of area 0.08-1, and a flip."""
-    return View(
+    from seed_tf import views  # imports KerasCV, which takes seconds
+
+    return views.View(
         [
-            RandomResizedCrop(image_size, scale=(0.08, 1.0)),
-            RandomHorizontalFlip(),
+            views.RandomResizedCrop(image_size, scale=(0.08, 1.0)),
+            views.RandomHorizontalFlip(),
         ]
     )
 
