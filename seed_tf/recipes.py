@@ -1,7 +1,7 @@
 """Every experiment of the paper by name, as configurations of runs.
 
-    python -m experiments.distill --recipe=list
-    python -m experiments.distill --recipe=seed_resnet18_from_resnet50_mocov2 \\
+    seed-tf distill --recipe=list
+    seed-tf distill --recipe=seed_resnet18_from_resnet50_mocov2 \\
         --teacher=moco_v2_200ep_pretrain.pth.tar --data_dir=imagenet \\
         --output=runs/resnet18
 
@@ -435,7 +435,7 @@ RECIPES = {
 
 # How the recipes are evaluated, and the paper's other rows. Each takes an
 # encoder that one of the recipes trained.
-_EVALUATE = "experiments.evaluate --encoder=<run> --protocol="
+_EVALUATE = "seed-tf evaluate --encoder=<run> --protocol="
 ELSEWHERE = {
     "linear probe, top-1 and top-5": (
         f"{_EVALUATE}linear_views --data_dir=<imagenet>"
@@ -448,7 +448,7 @@ ELSEWHERE = {
         "sun397/standard-part1-120k)"
     ),
     "detection on VOC, COCO": (
-        "experiments.detect --encoder=<run> --dataset=voc/2007 (coco/2017); "
+        "seed-tf detect --encoder=<run> --dataset=voc/2007 (coco/2017); "
         "a RetinaNet for the paper's Faster R-CNN"
     ),
     "segmentation on COCO": "not here",
