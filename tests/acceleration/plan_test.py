@@ -238,7 +238,7 @@ class PlanTest(parameterized.TestCase):
             "none, plain Keras",
         )
         model.compile(seed_tf.training.SGD(0.1))
-        with self.assertLogs(level="INFO") as logged:
+        with self.assertLogs("absl", level="INFO") as logged:
             model.fit(images(), batch_size=4, epochs=2, verbose=0)
         lines = [x for x in logged.output if "teacher folded" in x]
         self.assertLen(lines, 1)
