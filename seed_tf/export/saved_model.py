@@ -126,12 +126,15 @@ def saved_model(
     blank = np.zeros([1, image_size, image_size, 3], np.uint8)
     widths = {name: x.shape[1] for name, x in outputs(blank).items()}
     _check_probe(probe, labels, widths["features"])
+    stored = None
     if index is not None:
-        index = read_index(index, encoder, image_size=image_size, resize=resize)
-        if index.embeddings.shape[1] != widths[index.output]:
+        stored = read_index(
+            index, encoder, image_size=image_size, resize=resize
+        )
+        if stored.embeddings.shape[1] != widths[stored.output]:
             raise ValueError(
-                f"The index must have {widths[index.output]} columns, as "
-                f"{index.output}. Received: {index.embeddings.shape[1]}."
+                f"The index must have {widths[stored.output]} columns, as "
+                f"{stored.output}. Received: {stored.embeddings.shape[1]}."
             )
     files = list(files or synthetic_files())
     squares = _squares(files, image_size, resize)
@@ -139,8 +142,8 @@ def saved_model(
         outputs,
         image_size=image_size,
         resize=resize,
-        classifier=probe and (probe.kernel, probe.bias, list(labels)),
-        index=index,
+        classifier=probe and (probe.kernel, probe.bias, list(labels or ())),
+        index=stored,
         k=k,
     )
     with new_version(path, version) as (folder, final):
@@ -165,7 +168,7 @@ def saved_model(
                 },
                 "signatures": _described(server),
                 "probe": probe and {"top-1": probe.accuracy},
-                "index": index and {"images": len(index.embeddings)},
+                "index": stored and {"images": len(stored.embeddings)},
                 "checked": {
                     "images": checked.images,
                     "largest_difference": checked.largest_difference,
