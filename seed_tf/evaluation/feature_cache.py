@@ -1,4 +1,6 @@
-"""Features on disk, so that no encoder sees the same images twice."""
+"""Features on disk, so that no encoder runs twice on the same images."""
+
+from __future__ import annotations
 
 import contextlib
 import glob
@@ -9,7 +11,10 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -18,29 +23,32 @@ from seed_tf.encoders import Encoder
 from seed_tf.evaluation.features import batch_embedder, check_finite
 from seed_tf.io.fingerprints import fingerprint
 
+if TYPE_CHECKING:
+    from seed_tf.evaluation.labelled_images import LabelledImages
+
 _BLOCK = 16384
-# What reading a damaged entry raises.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)
+# Exceptions from reading a damaged entry.
+_DAMAGE: Any = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 class FeatureCache:
-    """What encoders make of labelled images, as memory-mapped arrays.
+    """Features of labelled images, as memory-mapped arrays.
 
-    Features are written batch by batch and never held in memory as a whole.
-    An entry is a folder, named after the fingerprints of encoder and images,
-    with `features.npy`, `labels.npy` and `entry.json`; it gets its name when it
-    is whole, so that a killed process leaves none; of two processes that write
-    the same, one is kept. One that is damaged is computed anew, with a
-    warning. Entries are never removed: delete the folder, or any entry, to make
-    room.
+    Features are written batch by batch and never held in memory as a whole. An
+    entry is a folder with `features.npy`, `labels.npy` and `entry.json`, named
+    after the fingerprints of encoder and images. The folder gets this name
+    when it is complete, so a killed process leaves no entry. If two processes
+    write one entry, the first is kept. A damaged entry is computed again, with
+    a warning. Entries are never removed: delete the folder, or any entry, to
+    free space.
 
-    An encoder's fingerprint is of its weights and its configuration, whatever
-    numbers Keras gave its layers. A model without `get_config` is no other
-    process's.
+    The fingerprint of an encoder covers its weights and its configuration, but
+    not the numbers in Keras's layer names. Without `get_config`, an entry is
+    valid within one process.
 
     Args:
-        folder: str, made if need be; None for a temporary one, which is
-            removed with this object.
+        folder: str, created if missing; None for a temporary folder, which
+            is removed with this object.
         log: function of one str, called with lines of progress.
 
     Example:
@@ -53,16 +61,27 @@ class FeatureCache:
     ((1297, 4), (1297,))
     """
 
-    def __init__(self, folder=None, *, log=logging.info):
+    def __init__(
+        self,
+        folder: str | None = None,
+        *,
+        log: Callable[[str], None] = logging.info,
+    ) -> None:
         if folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="features_")
             folder = self._temporary.name
         self._folder = os.path.abspath(os.path.expanduser(folder))
         os.makedirs(self._folder, exist_ok=True)
-        self._log, self._whole = log, set()
+        self._log = log
+        self._whole: set[str] = set()  # entries whose checksums were right
 
-    def features(self, model, images, output="features"):
-        """`embed`, or what an earlier call of it left.
+    def features(
+        self,
+        model: keras.Model,
+        images: LabelledImages,
+        output: str = "features",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns cached features of images, or computes them as `embed`.
 
         The embeddings of an `Encoder` are computed from its features.
 
@@ -75,11 +94,11 @@ class FeatureCache:
             `[N, C]` float32, a read-only memory map, and labels `[N]` int64.
 
         Raises:
-            ValueError: as `embed`, or if the images cannot be read.
+            ValueError: see `embed`, or if the images cannot be read.
             OSError: if the cache cannot be written.
         """
         if not hasattr(model, "features") or getattr(model, "head", 0) is None:
-            output = "features"  # it has no others
+            output = "features"  # the only output
         name = "-".join((_encoder_key(model), images.fingerprint, output))
         path = os.path.join(self._folder, name)
         entry = self._read(path)
@@ -94,20 +113,20 @@ class FeatureCache:
             entry = self._read(path)
         return entry
 
-    def labels(self, images):
-        """Labels `[N]` int64 of images, from an entry of them if there is one.
+    def labels(self, images: LabelledImages) -> np.ndarray:
+        """Returns labels `[N]` int64 of images, from an entry if possible.
 
         Raises:
             ValueError: if the images cannot be read.
         """
         name = f"*-{images.fingerprint}-*"
         for path in glob.glob(os.path.join(glob.escape(self._folder), name)):
-            with contextlib.suppress(*_DAMAGE):  # told where features are read
+            with contextlib.suppress(*_DAMAGE):  # `features` warns of it
                 return np.array(_load(path, "labels"))
         return images.labels
 
     def _read(self, path):
-        """The arrays of an entry, None if there is none that is whole."""
+        """Returns the arrays of an entry, None if missing or damaged."""
         if not os.path.isdir(path):
             return None
         known = path in self._whole
@@ -116,7 +135,7 @@ class FeatureCache:
             labels = _load(path, "labels", check=not known)
         except _DAMAGE as error:
             logging.warning(
-                "Cached features in %s are damaged (%s), and computed anew.",
+                "Cached features in %s are damaged (%s): computing them again.",
                 *(path, error),
             )
             shutil.rmtree(path)
@@ -125,7 +144,7 @@ class FeatureCache:
         return features, np.array(labels)
 
 
-# What a model's configuration tells that its features do not depend on.
+# Parts of a model's configuration that do not affect its features.
 _IDLE = (
     "build_config",
     "build_input_shape",
@@ -136,7 +155,7 @@ _IDLE = (
 
 
 def _encoder_key(model):
-    """Of weights and what else decides the features."""
+    """Returns the fingerprint of all that determines a model's features."""
     try:
         config = model.get_config()
     except NotImplementedError:
@@ -156,21 +175,21 @@ def _decisive(config):
 
 
 def _renumbered(text):
-    """JSON of a model, its names' numbers those of their first place in it.
+    """Numbers the names in a model's JSON by their first occurrence.
 
-    Keras numbers what has no name by what was made before it in the process.
+    Keras numbers unnamed layers by the layers created earlier in the process.
     """
-    numbered = {}
+    numbered: dict[str, str] = {}
     for name in re.findall(r'"name": "([^"]*)"', text):
         stem = re.sub(r"_\d+$", "", name)
         numbered.setdefault(name, f"{stem} {len(numbered)}")
     return re.sub(
-        r'"([^"]*)"', lambda found: numbered.get(found[1], found[1]), text
+        r'"([^"]*)"', lambda found: numbered.get(found[1], str(found[1])), text
     )
 
 
 def _load(path, name, check=True):
-    """An array of an entry, memory-mapped; `_DAMAGE` if it is not whole."""
+    """Returns a memory-mapped array of an entry; raises `_DAMAGE`."""
     with open(os.path.join(path, "entry.json")) as file:
         sums = json.load(file)
     array = np.load(os.path.join(path, f"{name}.npy"), "r")
@@ -207,7 +226,7 @@ def _write(path, batches):
         try:
             os.rename(unfinished, path)
         except OSError:
-            # Another process was first: its entry says the same.
+            # Another process was first, with an equal entry.
             if not os.path.isdir(path):
                 raise
     finally:
@@ -215,14 +234,15 @@ def _write(path, batches):
 
 
 class _Rows:
-    """Writes an .npy file whose number of rows is known at the end."""
+    """Writes an .npy file without knowing its number of rows in advance."""
 
-    def __init__(self, path):
-        self._path, self._rows, self._header = path, 0, None
+    def __init__(self, path: str) -> None:
+        self._path, self._rows = path, 0
+        self._header: dict[str, Any] = {}
         self.checksum = 0
 
     def append(self, block):
-        if self._header is None:
+        if not self._header:
             self._header = {
                 "descr": np.lib.format.dtype_to_descr(block.dtype),
                 "fortran_order": False,
@@ -235,7 +255,7 @@ class _Rows:
         self._rows += len(block)
 
     def _write_header(self):
-        # NumPy pads it, so that it can be written over with more rows.
+        # NumPy's padding leaves room to overwrite it with more rows.
         np.lib.format.write_array_header_1_0(self._file, self._header)
 
     def __enter__(self):

@@ -1,45 +1,59 @@
-"""What an encoder makes of a set of images, as NumPy arrays."""
+"""Features of images by an encoder, as NumPy arrays."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
 import numpy as np
 import tensorflow as tf
 
 from seed_tf.images import check_channels, check_value_range
 
 
-def embed(model, images, *, batch_size=256, output="features"):
+def embed(
+    model: keras.Model,
+    images: Any,
+    *,
+    batch_size: int = 256,
+    output: str = "features",
+) -> Any:
     """Runs an encoder in inference mode over a set of images.
 
     Args:
-        model: an `Encoder`, or any keras.Model of images that gives `[B, C]`.
+        model: `Encoder`, or any keras.Model that maps images to `[B, C]`.
         images: `[N, H, W, 3]` array, uint8 or float, RGB in [0, 255], or a
             `tf.data.Dataset` of batches of such images, alone or as
             (images, labels). The last batch may be smaller.
-        batch_size: int, images run at a time. A dataset has its own.
-        output: "features", what `model.features` gives (pooled, before the
-            projection head; what the paper's probes use), or "embeddings",
-            what `model` itself gives. A model without `.features` gives its
-            output for both.
+        batch_size: int, ignored for a dataset of batches.
+        output: "features", the output of `model.features` (pooled, before the
+            projection head, as the paper's probes use), or "embeddings", the
+            output of `model`. Without `.features`, both mean the output of
+            `model`.
 
     Returns:
-        `[N, C]` float32, in the order of the images; for a dataset with
-        labels a pair of it and the labels `[N]` int64.
+        `[N, C]` float32, in the order of the images. For a dataset with
+        labels: a pair of the features and the labels `[N]` int64.
 
     Raises:
-        ValueError: if the images cannot be RGB in [0, 255], there are none,
-            or the model's outputs are not finite `[B, C]`.
+        ValueError: if there are no images, the images are not RGB in [0, 255],
+            or the outputs of the model are not finite or not `[B, C]`.
     """
     return embedder(model, output=output)(images, batch_size=batch_size)
 
 
-def embedder(model, *, output="features"):
-    """`embed` of one model as a function of images, traced once for all calls.
+def embedder(
+    model: keras.Model, *, output: str = "features"
+) -> Callable[..., Any]:
+    """Returns `embed` of one model, traced once for all calls.
 
     Args:
-        model, output: as of `embed`.
+        model, output: see `embed`.
 
     Returns:
-        Function of `images` and `batch_size`, as `embed`. It sees the weights
-        that the model has at the time of the call.
+        Function of `images` and `batch_size`, see `embed`. Each call uses the
+        current weights of the model.
     """
     batches = batch_embedder(model, output=output)
 
@@ -53,15 +67,17 @@ def embedder(model, *, output="features"):
     return run
 
 
-def batch_embedder(model, *, output="features"):
-    """`embedder`, batch by batch, for what does not fit in memory.
+def batch_embedder(
+    model: keras.Model, *, output: str = "features"
+) -> Callable[..., Iterator[tuple[np.ndarray, Any]]]:
+    """Returns `embed` of one model as a generator, for more than memory holds.
 
     Args:
-        model, output: as of `embed`.
+        model, output: see `embed`.
 
     Returns:
-        Function of `images` and `batch_size`, as `embed`, that yields pairs of
-        features `[b, C]` float32 and labels `[b]`, or None without labels.
+        Function of `images` and `batch_size`, see `embed`, that yields pairs
+        of features `[b, C]` float32 and labels `[b]`, None without labels.
     """
     function = tf.function(feature_function(model, output))
 
@@ -84,19 +100,21 @@ def batch_embedder(model, *, output="features"):
     return run
 
 
-def check_finite(features, output):
-    """Raises ValueError if what an encoder gave is not finite."""
+def check_finite(features: np.ndarray, output: str) -> None:
+    """Raises ValueError if the outputs of an encoder are not finite."""
     if not np.isfinite(features).all():
         raise ValueError(
-            f"The {output} are not finite (NaN or infinity). The weights of "
-            "the model are damaged, or its float16 range is exceeded."
+            f"The {output} must be finite. Received: NaN or infinity. The "
+            "weights of the model are damaged, or float16 overflows."
         )
 
 
-def feature_function(model, output="features"):
-    """The function images -> outputs `[B, C]` float32 of a frozen model.
+def feature_function(
+    model: keras.Model, output: str = "features"
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a function of images to outputs `[B, C]` float32 of a model.
 
-    Arguments and errors as `embed`.
+    See `embed` for arguments and errors. The model runs in inference mode.
     """
     if output not in ("features", "embeddings"):
         raise ValueError(
@@ -112,8 +130,9 @@ def feature_function(model, output="features"):
         outputs = forward(tf.cast(images, tf.float32), training=False)
         if len(outputs.shape) != 2:
             raise ValueError(
-                f"The model must give {output} [B, C]; seed_tf.Encoder pools "
-                f"those of a backbone. Received: shape {tuple(outputs.shape)}."
+                f"The {output} of the model must be [B, C]; seed_tf.Encoder "
+                "pools the outputs of a backbone. Received: shape "
+                f"{tuple(outputs.shape)}."
             )
         return tf.cast(outputs, tf.float32)
 

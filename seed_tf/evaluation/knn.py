@@ -1,5 +1,9 @@
 """k-nearest neighbours by cosine similarity, streamed over the bank."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -8,26 +12,26 @@ from seed_tf.evaluation.labels import check_labelled, check_widths
 
 
 def knn(
-    train,
-    test,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
     *,
-    k=10,
-    num_classes=None,
-    weighting="uniform",
-    temperature=0.07,
-    query_block=1024,
-    bank_block=16384,
-):
-    """Top-1 accuracy of a k-nearest-neighbour classifier, cosine similarity.
+    k: int = 10,
+    num_classes: int | None = None,
+    weighting: str = "uniform",
+    temperature: float = 0.07,
+    query_block: int = 1024,
+    bank_block: int = 16384,
+) -> float:
+    """Computes top-1 accuracy of k nearest neighbours by cosine similarity.
 
     Args:
         train: the bank, a pair (features `[N, C]`, labels `[N]` integers).
         test: the queries, a pair (features `[Q, C]`, labels `[Q]` integers).
-        k: int in [1, N], neighbours that vote.
-        num_classes: int or None, to be read off the labels.
+        k: int in [1, N], number of neighbours that vote.
+        num_classes: int; None to infer it from the labels.
         weighting: "uniform", a majority vote, or "similarity", votes weighted
-            by `exp(similarity / temperature)`. Of classes with equal votes
-            the smallest label wins.
+            by `exp(similarity / temperature)`. With equal votes, the smallest
+            label wins.
         temperature: positive float, for "similarity".
         query_block, bank_block: ints, see `nearest_neighbours`.
 
@@ -62,20 +66,20 @@ def knn(
 
 
 def knn_grid(
-    train,
-    test,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
     *,
-    ks=(10,),
-    weightings=("uniform", "similarity"),
-    num_classes=None,
-    temperature=0.07,
-    query_block=1024,
-    bank_block=16384,
-):
-    """`knn` for several k and votes, in one pass over the bank.
+    ks: Sequence[int] = (10,),
+    weightings: Sequence[str] = ("uniform", "similarity"),
+    num_classes: int | None = None,
+    temperature: float = 0.07,
+    query_block: int = 1024,
+    bank_block: int = 16384,
+) -> dict[tuple[int, str], float]:
+    """Computes `knn` for several k and weightings, in one pass over the bank.
 
     Args:
-        train, test, num_classes, temperature, query_block, bank_block: as of
+        train, test, num_classes, temperature, query_block, bank_block: see
             `knn`.
         ks: ints in [1, N].
         weightings: list of "uniform" and "similarity".
@@ -84,7 +88,7 @@ def knn_grid(
         dict of pairs (k, weighting) to accuracies in [0, 1].
 
     Raises:
-        ValueError: as `knn`.
+        ValueError: see `knn`.
 
     Example:
 
@@ -129,27 +133,32 @@ def knn_grid(
     return {(k, w): found[k, w] for k in ks for w in weightings}
 
 
-def nearest_neighbours(bank, queries, k, *, query_block=1024, bank_block=16384):
-    """The `k` rows of a bank most similar to each query, by cosine.
+def nearest_neighbours(
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    *,
+    query_block: int = 1024,
+    bank_block: int = 16384,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the `k` rows of a bank most similar to each query, by cosine.
 
-    The bank is read once, a block at a time, and normalised on the way; the
-    similarities held at any time are `[query_block, bank_block]`. So 1.28
-    million features of width 2048 need no more memory than themselves, and
-    none if they are a memory-mapped file. On a GPU TensorFlow multiplies in
-    TF32 unless `tf.config.experimental.enable_tensor_float_32_execution(False)`
-    is called.
+    The bank is read once, block by block, and never copied as a whole: it may
+    be a memory-mapped file. Memory holds `[query_block, bank_block]`
+    similarities. On a GPU, TensorFlow multiplies in TF32 unless
+    `tf.config.experimental.enable_tensor_float_32_execution(False)` is called.
 
     Args:
         bank: `[N, C]` array or memmap of any float dtype.
         queries: `[Q, C]` array of any float dtype.
         k: int in [1, N].
-        query_block: int, queries compared at a time.
-        bank_block: int, rows of the bank compared at a time.
+        query_block: int, number of queries compared at a time.
+        bank_block: int, number of bank rows compared at a time.
 
     Returns:
         `(similarities [Q, k] float32, indices [Q, k] int64)`, the most
-        similar first. Of equally similar rows the lower index comes first. A
-        row of zeros has similarity 0 to everything.
+        similar first. Among equally similar rows the lower index comes first.
+        A row of zeros has similarity 0 to every row.
 
     Raises:
         ValueError: if widths differ, `k` is out of range, or features are not
@@ -171,20 +180,22 @@ def nearest_neighbours(bank, queries, k, *, query_block=1024, bank_block=16384):
     return np.concatenate(similarities), np.concatenate(indices)
 
 
-def neighbour_agreement(first, second, *, k=10):
-    """Share of the k nearest neighbours that two encoders both name.
+def neighbour_agreement(
+    first: np.ndarray, second: np.ndarray, *, k: int = 10
+) -> float:
+    """Computes the share of k nearest neighbours on which two encoders agree.
 
-    Of each image, its k nearest among the others by cosine. It needs no
-    labels, and tells whether a student sees the similarities that its teacher
-    sees.
+    The neighbours of an image are the k other images most similar by cosine.
+    The share measures, without labels, how well a student reproduces its
+    teacher's similarities.
 
     Args:
         first: `[N, C]` array, features of N images by one encoder.
-        second: `[N, D]` array, of the same images by another.
+        second: `[N, D]` array, features of the same images by another encoder.
         k: int in [1, N - 1].
 
     Returns:
-        float in [0, 1]; of encoders with nothing in common `k / (N - 1)`.
+        float in [0, 1]. Unrelated encoders agree on `k / (N - 1)`.
 
     Raises:
         ValueError: if the numbers of images differ, `k` is out of range, or
@@ -198,7 +209,7 @@ def neighbour_agreement(first, second, *, k=10):
     """
     if len(first) != len(second):
         raise ValueError(
-            "Expected features of the same images. "
+            "`first` and `second` must have one row per image. "
             f"Received: {len(first)} and {len(second)} rows."
         )
     if not 1 <= k < len(first):
@@ -213,17 +224,21 @@ def neighbour_agreement(first, second, *, k=10):
     return float(both.sum() / (k * len(first)))
 
 
-def nearest_others(features, k):
-    """Indices `[N, k]` of the nearest rows of `[N, C]` to each, but itself."""
+def nearest_others(features: np.ndarray, k: int) -> np.ndarray:
+    """Finds the `k` rows nearest to each row of `[N, C]`, except itself.
+
+    Returns:
+        Indices `[N, k]` int64, the nearest first.
+    """
     _, indices = nearest_neighbours(features, features, k + 1)
-    # Of equal rows another may come before the row itself, or push it out.
+    # An equal row may come before the row itself, or replace it.
     itself = indices == np.arange(len(features))[:, None]
     last = np.argsort(itself, axis=1, kind="stable")
     return np.take_along_axis(indices, last, axis=1)[:, :k]
 
 
-def check_k(bank, k):
-    """Raises ValueError if a bank has no `k` rows."""
+def check_k(bank: np.ndarray, k: int) -> None:
+    """Raises ValueError if a bank has fewer than `k` rows or `k` < 1."""
     if not 1 <= k <= len(bank):
         raise ValueError(
             "`k` must lie between 1 and the number of bank rows. "
@@ -231,8 +246,10 @@ def check_k(bank, k):
         )
 
 
-def normalised_blocks(name, features, size):
-    """Yields pairs of a first row and the normalised rows from there on."""
+def normalised_blocks(
+    name: str, features: np.ndarray, size: int
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """Yields the first index and the normalised rows of each block."""
     for start in range(0, len(features), size):
         block = np.asarray(features[start : start + size], np.float32)
         if not np.isfinite(block).all():
@@ -255,14 +272,14 @@ _INDICES = tf.TensorSpec([None, None], tf.int64)
     + [tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32)]
 )
 def _merge(similarities, indices, queries, rows, start, k):
-    """The best `k` of those so far and of the rows from number `start` on.
+    """Merges the best `k` rows so far with the rows that begin at `start`.
 
-    Those so far come first: `top_k` prefers the first of equals, so the lower
-    index wins.
+    The rows so far come first: among equals `top_k` prefers the first, so the
+    lower index wins.
     """
     products = tf.matmul(queries, rows, transpose_b=True)
     values, columns = tf.math.top_k(products, tf.minimum(k, tf.shape(rows)[0]))
     values = tf.concat([similarities, values], 1)
     indices = tf.concat([indices, start + tf.cast(columns, tf.int64)], 1)
-    values, order = tf.math.top_k(values, tf.minimum(k, tf.shape(values)[1]))
-    return values, tf.gather(indices, order, batch_dims=1)
+    values, ranks = tf.math.top_k(values, tf.minimum(k, tf.shape(values)[1]))
+    return values, tf.gather(indices, ranks, batch_dims=1)

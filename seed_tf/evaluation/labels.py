@@ -1,16 +1,21 @@
-"""Labels of the evaluation protocols: checks, and small labelled subsets."""
+"""Checks labels, and draws small labelled subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 
-def few_labels(labels, per_class, seed=0):
+def few_labels(labels: np.ndarray, per_class: int, seed: int = 0) -> np.ndarray:
     """Draws a class-balanced subset, for evaluation from few labels.
 
     Args:
         labels: `[N]` integers.
-        per_class: positive int, examples drawn of every class that occurs.
-        seed: int; other seeds give other subsets.
+        per_class: positive int, number of examples to draw from each class.
+        seed: int, of the draw.
 
     Returns:
         `[num_classes * per_class]` int64 indices into `labels`, ascending.
@@ -42,22 +47,25 @@ def few_labels(labels, per_class, seed=0):
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def label_fraction(labels, fraction, seed=0):
-    """Draws a share of every class, for evaluation from few labels.
+def label_fraction(
+    labels: np.ndarray, fraction: float, seed: int = 0
+) -> np.ndarray:
+    """Draws a share of each class, for evaluation from few labels.
 
     Args:
         labels: `[N]` integers.
-        fraction: float in (0, 1]. Of each class that share is drawn, rounded.
-        seed: int; other seeds give other subsets.
+        fraction: float in (0, 1], the share of each class, rounded to whole
+            examples.
+        seed: int, of the draw.
 
     Returns:
         int64 indices into `labels`, ascending.
 
     Raises:
-        ValueError: if the share of a class is no example.
+        ValueError: if the share of a class rounds to no example.
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning", ICML
-    2020, section 6.2, whose own draws for ImageNet are published as lists.
+    2020, section 6.2. Their draws for ImageNet are published as lists.
 
     Example:
 
@@ -77,16 +85,17 @@ def label_fraction(labels, fraction, seed=0):
         share = round(fraction * count)
         if not share:
             raise ValueError(
-                f"A fraction of {fraction:g} of class {label} is no example: "
-                f"it has {count}. Take a larger fraction, or `few_labels`."
+                "`fraction` must select at least one example of each class. "
+                f"Received: fraction={fraction:g}, {count} examples of class "
+                f"{label}. Increase `fraction`, or use `few_labels`."
             )
         members = np.flatnonzero(labels == label)
         chosen.append(rng.permutation(members)[:share])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def accuracies(predicted, truth):
-    """Top-1 accuracy, and its mean over the classes that occur.
+def accuracies(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Computes top-1 accuracy, and its mean over the classes that occur.
 
     Args:
         predicted, truth: `[N]` integer labels.
@@ -105,16 +114,21 @@ def accuracies(predicted, truth):
     return float(right.mean()), float(found.mean())
 
 
-def check_classes(train, test, names=None):
-    """Checks that what is tested could be learnt.
+def check_classes(
+    train: np.ndarray,
+    test: np.ndarray,
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Raises if a test class has no training examples.
+
+    Logs a warning if a training class has no test examples.
 
     Args:
         train, test: `[N]` and `[M]` integer labels.
-        names: dict of labels to names, of some or all; None for none.
+        names: dict of labels to class names, for the message.
 
     Raises:
-        ValueError: if a class of `test` is none of `train`. One of `train`
-            that `test` lacks is a warning.
+        ValueError: if a test class has no training examples.
     """
 
     def listed(labels):
@@ -136,20 +150,22 @@ def check_classes(train, test, names=None):
         )
 
 
-def check_labelled(name, data, num_classes=None):
-    """Checks a pair of examples and labels; returns it as two arrays.
+def check_labelled(
+    name: str, data: Any, num_classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks a pair of examples and labels, and returns two arrays.
 
     Args:
         name: str, for messages: "train" or "test".
-        data: pair of `[N, ...]` examples, an array or memmap, left as it is,
-            and `[N]` integer labels from 0.
-        num_classes: int or None; labels must be smaller.
+        data: pair of `[N, ...]` examples, which may be memory-mapped, and
+            `[N]` integer labels from 0.
+        num_classes: int, which exceeds all labels; None for no limit.
 
     Returns:
-        The examples as given, and labels `[N]` int64.
+        The examples, not copied, and labels `[N]` int64.
 
     Raises:
-        ValueError: if the pair is none, is empty, or its labels do not fit.
+        ValueError: if `data` is not a pair or empty, or labels do not fit.
     """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise ValueError(
@@ -180,7 +196,7 @@ def check_labelled(name, data, num_classes=None):
     return examples, labels.astype(np.int64)
 
 
-def check_widths(train, test):
+def check_widths(train: Any, test: Any) -> None:
     """Raises ValueError if two arrays of features differ in width."""
     if len(train.shape) != 2 or len(test.shape) != 2:
         raise ValueError(

@@ -1,6 +1,9 @@
-"""Retrieval: are the images most similar to an image of its class?"""
+"""Retrieval: the share of similar images that belong to the same class."""
+
+from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,41 +16,48 @@ _BLOCK = 16384  # rows of the bank compared at a time
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
-    """How well similar means alike.
+    """Quality of image retrieval.
 
     Attributes:
-        recall: dict of k to the share of queries, in [0, 1], that have one of
-            their class, or more, among the k most similar.
+        recall: dict of k to a float in [0, 1], the share of queries with an
+            image of their class among the k most similar images.
         mean_average_precision: float in [0, 1], of the whole ranking.
-        queries: int, that have any of their class in the bank, and count.
+        queries: int, number of queries whose class the bank contains. Other
+            queries do not count.
     """
 
-    recall: dict
+    recall: dict[int, float]
     mean_average_precision: float
     queries: int
 
 
-def retrieval(bank, queries=None, *, ks=(1, 5, 10), query_block=None):
-    """Recall@k and mean average precision, by cosine similarity.
+def retrieval(
+    bank: tuple[np.ndarray, np.ndarray],
+    queries: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    query_block: int | None = None,
+) -> RetrievalResult:
+    """Computes recall@k and mean average precision, by cosine similarity.
 
     Args:
-        bank: pair of features `[N, C]` and labels `[N]` integers.
-        queries: the same, `[Q, C]` and `[Q]`; None for the bank itself, where
-            no row finds itself.
-        ks: ints in [1, N], or [1, N - 1].
-        query_block: int, queries compared at a time. By default so many that
-            their similarities to the bank take 256 MB, beside which there is
-            little: queries are ranked one by one. The bank is read once for
-            every such block, and may be a memory-mapped file.
+        bank: pair of features `[N, C]` and labels `[N]` integers. The features
+            may be a memory-mapped file.
+        queries: pair of features `[Q, C]` and labels `[Q]`; None for the bank
+            itself, where no row finds itself.
+        ks: ints in [1, N], or in [1, N - 1] without `queries`.
+        query_block: int, number of queries compared at a time. The bank is
+            read once for each block. None for similarities of 256 MB, the
+            largest part of the memory needed.
 
     Returns:
-        A `RetrievalResult`. Of equally similar rows none comes first: average
-        precision takes them together, as scikit-learn does, and recall takes
-        the lower index.
+        A `RetrievalResult`. Among equally similar rows, recall ranks the lower
+        index first; average precision gives all of them the same rank, as
+        scikit-learn does.
 
     Raises:
         ValueError: if the data do not fit, `k` is out of range, features are
-            not finite, or no query has any of its class in the bank.
+            not finite, or the bank has no image of any query's class.
 
     Source: recall@k as in Jegou et al., "Product Quantization for Nearest
     Neighbor Search", PAMI 2011; average precision as in
@@ -80,7 +90,7 @@ def retrieval(bank, queries=None, *, ks=(1, 5, 10), query_block=None):
         for i, row in enumerate(similarities, int(first)):
             relevant = labels == truth[i]
             if alone:
-                row[i], relevant[i] = -np.inf, False  # the last of all
+                row[i], relevant[i] = -np.inf, False  # ranked last
             if not relevant.any():
                 continue
             count += 1
@@ -90,16 +100,16 @@ def retrieval(bank, queries=None, *, ks=(1, 5, 10), query_block=None):
                 hits[k] += place < k
     if not count:
         raise ValueError(
-            "No query has an image of its class in the bank. Received: "
-            f"labels {np.unique(truth)[:5]} of queries, "
-            f"{np.unique(labels)[:5]} of the bank, at least."
+            "The bank must have an image of some query's class. Received: "
+            f"labels {np.unique(truth)[:5]} (the first five) of queries, "
+            f"{np.unique(labels)[:5]} of the bank."
         )
     recall = {k: hit / count for k, hit in hits.items()}
     return RetrievalResult(recall, float(precision / count), count)
 
 
 def _lengths(features):
-    """Norms `[N]` float32, none of them zero."""
+    """Returns norms `[N]` float32, at least 1e-12."""
     lengths = np.empty(len(features), np.float32)
     for start in range(0, len(features), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -114,7 +124,7 @@ def _lengths(features):
 
 
 def _compare(queries, features, lengths, similarities):
-    """Fills `[q, N]` float32."""
+    """Fills `similarities`, `[q, N]` float32."""
     for start in range(0, len(features), _BLOCK):
         rows = slice(start, start + _BLOCK)
         block = np.asarray(features[rows], np.float32)
@@ -123,17 +133,18 @@ def _compare(queries, features, lengths, similarities):
 
 
 def _ranked(similarities, relevant):
-    """Of one query: where its class comes first, and average precision.
+    """Ranks the bank for one query.
 
     Args:
         similarities: `[N]` float32.
-        relevant: `[N]` bool, at least one of them.
+        relevant: `[N]` bool, rows of the query's class, at least one.
 
     Returns:
-        int, rows that come before the first of the class; float in (0, 1].
+        int, the rows before the first relevant row; and float in (0, 1], the
+        average precision.
     """
     ascending, own = np.sort(similarities), np.sort(similarities[relevant])
-    # Of equals all count at the place of the last.
+    # Equally similar rows all get the rank of the last.
     found = len(own) - np.searchsorted(own, own)
     ends = len(ascending) - np.searchsorted(ascending, own)
     best = own[-1]

@@ -1,16 +1,18 @@
-"""How the usual data sets of transfer learning are split and scored."""
+"""Splits and metrics of the usual data sets of transfer learning."""
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
 
 class Convention(NamedTuple):
-    """What published numbers of a data set mean.
+    """Splits and metric of published results on a data set.
 
     Attributes:
-        metric: "top-1", or "mean per class", the mean of the classes' own
-            accuracies.
-        train: str, split of TensorFlow Datasets to learn from, validation
-            images included where there are any.
+        metric: "top-1", or "mean per class", the mean of the accuracies
+            of all classes.
+        train: str, the training split of TensorFlow Datasets, with the
+            validation images if the data set has any.
         test: str, split to test on.
     """
 
@@ -20,12 +22,12 @@ class Convention(NamedTuple):
 
 
 # By name in TensorFlow Datasets. Source: Kornblith, Shlens and Le, "Do Better
-# ImageNet Models Transfer Better?", CVPR 2019, table 1, whose metrics SimCLR
-# (appendix B.8) and others after it report. Their VOC 2007 is multi-label and
-# missing here; Birdsnap and FGVC Aircraft are missing in TFDS. Its "validation"
-# of Food-101 are the test images, of ImageNet those whose labels are public;
-# "train" of Cars and Pets is all of training. Its "sun397" alone is a random
-# split: the published ones are "sun397/standard-part1-120k" and on.
+# ImageNet Models Transfer Better?", CVPR 2019, table 1. SimCLR (appendix B.8)
+# and later papers report the same metrics. VOC 2007 is left out because it is
+# multi-label; TFDS lacks Birdsnap and FGVC Aircraft. TFDS calls the test images
+# of Food-101 "validation", and so the images of ImageNet with public labels;
+# "train" of Cars and Pets means all training images. "sun397" is a random
+# split: the published splits are "sun397/standard-part1-120k" and so on.
 CONVENTIONS = {
     "caltech101": Convention("mean per class", "train", "test"),
     "cars196": Convention("top-1", "train", "test"),
@@ -42,8 +44,8 @@ CONVENTIONS = {
 }
 
 
-def convention(dataset):
-    """The `Convention` of a data set; top-1, train and test if unknown.
+def convention(dataset: str) -> Convention:
+    """Returns the convention of a data set: top-1, train, test if unknown.
 
     Args:
         dataset: str, a TFDS name, also with config and version.

@@ -95,7 +95,7 @@ class RetrievalTest(parameterized.TestCase):
             evaluation.retrieval((bank[0], bank[1][1:]), queries)
         with self.assertRaisesRegex(ValueError, "one width"):
             evaluation.retrieval(bank, (queries[0][:, 1:], queries[1]))
-        with self.assertRaisesRegex(ValueError, r"No query.*\[50"):
+        with self.assertRaisesRegex(ValueError, r"some query.*\[50"):
             evaluation.retrieval(bank, (queries[0], queries[1] + 50))
 
 
