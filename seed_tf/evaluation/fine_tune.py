@@ -1,9 +1,13 @@
-"""Fine-tuning: a new classifier, and the whole encoder trained with it."""
+"""Fine-tuning: trains a new classifier together with the whole encoder."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -51,21 +55,21 @@ def training_view(image_size):
 
 
 def fine_tune(
-    encoder,
-    train,
-    test,
+    encoder: keras.Model,
+    train: Any,
+    test: Any,
     *,
-    view=None,
-    num_classes=None,
-    learning_rate=0.05,
-    epochs=30,
-    batch_size=256,
-    steps_per_epoch=None,
-    momentum=0.9,
-    weight_decay=0.0,
-    seed=0,
-    log=logging.info,
-):
+    view: Callable[..., tf.Tensor] | None = None,
+    num_classes: int | None = None,
+    learning_rate: float = 0.05,
+    epochs: int = 30,
+    batch_size: int = 256,
+    steps_per_epoch: int | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    log: Callable[[str], None] = logging.info,
+) -> FineTuneResult:
     """Trains a copy of an encoder, with a new classifier, on labelled images.
 
     All weights learn, BatchNorm in training mode; the projection head is left
@@ -123,7 +127,7 @@ def fine_tune(
             check_labelled(name, data, num_classes)[1]
             for name, data in (("train", train), ("test", test))
         ]
-        check_classes(*labels)
+        check_classes(labels[0], labels[1])
         num_classes = num_classes or 1 + int(max(map(np.max, labels)))
     if num_classes is None:
         raise ValueError(
@@ -184,7 +188,7 @@ def fine_tune(
 
 
 class _Watch(keras.callbacks.Callback):
-    """Tells of every epoch; stops where the loss is not finite."""
+    """Logs the loss of every epoch; stops if the loss is not finite."""
 
     def __init__(self, epochs, learning_rate, log):
         super().__init__()
@@ -206,7 +210,7 @@ class _Watch(keras.callbacks.Callback):
 
 
 def _copy(encoder):
-    """A trainable model of the same features; an `Encoder` without its head."""
+    """Returns a trainable copy of an encoder, without its head."""
     if isinstance(encoder, Encoder):
         config = encoder.get_config() | {
             "embedding_dim": encoder.feature_dim,
@@ -233,8 +237,7 @@ def _copy(encoder):
                 "`encoder` must be a keras.Model that can be saved, to be "
                 f"copied. Received: {type(encoder).__name__}: {e}"
             ) from e
-    # Each by itself: of a Sequential made of frozen layers, the layers would
-    # stay frozen.
+    # Set each layer: a Sequential of frozen layers would keep them frozen.
     for layer in all_layers(copy):
         layer.trainable = True
     return copy

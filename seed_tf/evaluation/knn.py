@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 import numpy as np
 import tensorflow as tf
@@ -237,7 +237,7 @@ def nearest_others(features: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(indices, last, axis=1)[:, :k]
 
 
-def check_k(bank: np.ndarray, k: int) -> None:
+def check_k(bank: Sized, k: int) -> None:
     """Raises ValueError if a bank has fewer than `k` rows or `k` < 1."""
     if not 1 <= k <= len(bank):
         raise ValueError(

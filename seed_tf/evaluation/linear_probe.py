@@ -1,8 +1,12 @@
 """The linear probe: one linear classifier on a frozen encoder."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -45,27 +49,27 @@ class ProbeResult:
 
 
 class DivergenceError(ValueError):
-    """A training whose loss left the finite numbers."""
+    """Raised when the loss of a training is not finite."""
 
 
 def linear_probe(
-    train,
-    test,
+    train: Any,
+    test: Any,
     *,
-    encoder=None,
-    view=None,
-    num_classes=None,
-    learning_rate=30.0,
-    epochs=100,
-    batch_size=256,
-    steps_per_epoch=None,
-    milestones=(60, 80),
-    momentum=0.9,
-    weight_decay=0.0,
-    standardize=False,
-    seed=0,
-    log=logging.info,
-):
+    encoder: keras.Model | None = None,
+    view: Callable[..., tf.Tensor] | None = None,
+    num_classes: int | None = None,
+    learning_rate: float = 30.0,
+    epochs: int = 100,
+    batch_size: int = 256,
+    steps_per_epoch: int | None = None,
+    milestones: Sequence[float] = (60, 80),
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    standardize: bool = False,
+    seed: int = 0,
+    log: Callable[[str], None] = logging.info,
+) -> ProbeResult:
     """Trains a linear classifier on a frozen encoder, by the paper's protocol.
 
     The kernel starts as N(0, 0.01), the bias at zero; SGD minimises the
@@ -232,8 +236,9 @@ def linear_probe(
         tf.TensorSpec([None, *examples.shape[1:]], examples.dtype)
     )
     predicted, truth = zip(*((predict(x), y) for x, y in test), strict=True)
-    predicted, truth = map(np.concatenate, (predicted, truth))
-    accuracy, mean_per_class = accuracies(predicted, truth)
+    accuracy, mean_per_class = accuracies(
+        np.concatenate(predicted), np.concatenate(truth)
+    )
     return ProbeResult(
         accuracy=accuracy,
         mean_per_class=mean_per_class,
@@ -244,11 +249,16 @@ def linear_probe(
 
 
 def choose_learning_rate(
-    train, learning_rates, *, held_out=0.1, seed=0, **options
-):
-    """The rate whose linear probe does best on examples it did not train on.
+    train: tuple[np.ndarray, np.ndarray],
+    learning_rates: Sequence[float],
+    *,
+    held_out: float = 0.1,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[float, dict[float, float | None]]:
+    """Chooses the rate whose linear probe is best on held-out examples.
 
-    The test set has no part in it.
+    The examples are held out from the training set, never from the test set.
 
     Args:
         train: pair of features `[N, C]`, read as in `linear_probe`, and labels
@@ -295,8 +305,10 @@ def choose_learning_rate(
     return best_rate(learning_rates, accuracy)
 
 
-def best_rate(learning_rates, accuracy):
-    """The rate with the highest accuracy.
+def best_rate(
+    learning_rates: Sequence[float], accuracy: Callable[[float], float]
+) -> tuple[float, dict[float, float | None]]:
+    """Finds the rate with the highest accuracy.
 
     Args:
         learning_rates: floats.
@@ -309,16 +321,15 @@ def best_rate(learning_rates, accuracy):
     Raises:
         DivergenceError: if it did at every rate.
     """
-    found = {}
+    found: dict[float, float | None] = {}
     for rate in learning_rates:
         try:
             found[rate] = accuracy(rate)
         except DivergenceError:
             found[rate] = None
-    best = max(
-        found, key=lambda rate: -1 if found[rate] is None else found[rate]
-    )
-    if found[best] is None:
+    finite = {rate: x for rate, x in found.items() if x is not None}
+    best = max(finite, key=lambda rate: finite[rate], default=None)
+    if best is None:
         raise DivergenceError(
             "The linear probe diverged at every learning rate. Received: "
             f"learning_rates={list(learning_rates)}."
