@@ -26,7 +26,7 @@ QUERIES = 256
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the teacher asks for at one temperature, typically.
+    """The teacher's typical target at one temperature.
 
     Attributes:
         temperature: float.
@@ -40,25 +40,25 @@ class Target:
     self_mass: float
 
     @property
-    def one_hot(self):
+    def one_hot(self) -> bool:
         return self.self_mass > ONE_HOT
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What `advise` found.
+    """The result of `advise`.
 
     Attributes:
-        sample: int, embeddings that the measured queue held.
-        images: int, images of the data set.
-        queue_size: int, that `expected` is for: the recommended one.
+        sample: int, number of embeddings in the measured queue.
+        images: int, number of images in the data set.
+        queue_size: int, recommended; `expected` assumes it.
         measured: list of `Target`, with the sample as queue.
         expected: list of `Target`, with a queue of `queue_size`.
         doubt: float, factor by which `expected` neighbours may be off, seen
             by predicting the measured ones from a quarter of the sample.
         temperature: float, recommended.
         reasons: list of str.
-        warnings: list of str, of the settings that were asked about.
+        warnings: list of str, about the settings in question.
     """
 
     sample: int
@@ -99,12 +99,12 @@ def view_embeddings(teacher, batches, views, *, seed=0):
 
 
 def _images(batch):
-    """A batch without the tuple of one that holds a pair of crops."""
+    """Returns the images of a batch that may be a tuple."""
     return batch[0] if isinstance(batch, tuple) else batch
 
 
 def targets(queries, queue, *, queue_size=None, temperatures=TEMPERATURES):
-    """What SEED's target looks like at each temperature.
+    """Measures SEED's target at each temperature.
 
     The target is that of `losses.similarity_distillation`. A queue larger
     than the sample at hand is one that holds each point of it several times:
@@ -169,8 +169,8 @@ def advise(
         queue_size: int, likewise.
 
     Returns:
-        `Advice`. The rules are of thumb: they tell a target that teaches from
-        one that cannot, not the best temperature.
+        `Advice`. Its rules of thumb exclude targets that cannot teach; they do
+        not find the best temperature.
 
     Raises:
         ValueError: if there are fewer than 64 embeddings, or they are all the
@@ -279,8 +279,8 @@ def _warnings(asked, queue_size, images):
         found.append(
             f"At a teacher temperature of {asked.temperature:g} the target is "
             f"one-hot: {asked.self_mass:.1%} of it lie on the image itself. "
-            "The student would learn to tell images apart and nothing of "
-            "what the teacher finds similar. (The authors' code defaults to "
+            "The student would learn to separate images, and none of the "
+            "teacher's similarities. (The authors' code defaults to "
             "1e-4, where every teacher's target is so; the paper says 0.01.)"
         )
     share = queue_size / images
@@ -294,8 +294,8 @@ def _warnings(asked, queue_size, images):
     return found
 
 
-def about(value):
-    """A number to two digits, as what is known of it.
+def about(value: float) -> str:
+    """Rounds a number to two significant digits.
 
     >>> about(1234.5), about(3.14159), about(0.999)
     ('1,200', '3.1', '1')
