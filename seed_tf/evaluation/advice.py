@@ -1,8 +1,13 @@
 """Which temperature and which queue suit a teacher and a set of images."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -72,8 +77,10 @@ class Advice:
     warnings: list[str]
 
 
-def view_embeddings(teacher, batches, views, *, seed=0):
-    """A teacher's embeddings of augmented views, one of each image.
+def view_embeddings(
+    teacher: keras.Model, batches: tf.data.Dataset, views: Any, *, seed: int = 0
+) -> np.ndarray:
+    """Computes a teacher's embeddings of one augmented view of each image.
 
     Args:
         teacher: keras.Model of images.
@@ -103,7 +110,13 @@ def _images(batch):
     return batch[0] if isinstance(batch, tuple) else batch
 
 
-def targets(queries, queue, *, queue_size=None, temperatures=TEMPERATURES):
+def targets(
+    queries: np.ndarray,
+    queue: np.ndarray,
+    *,
+    queue_size: int | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> list[Target]:
     """Measures SEED's target at each temperature.
 
     The target is that of `losses.similarity_distillation`. A queue larger
@@ -152,12 +165,12 @@ def targets(queries, queue, *, queue_size=None, temperatures=TEMPERATURES):
 
 
 def advise(
-    embeddings,
+    embeddings: np.ndarray,
     *,
-    images,
-    temperature=PAPER_TEMPERATURE,
-    queue_size=PAPER_QUEUE,
-):
+    images: int,
+    temperature: float = PAPER_TEMPERATURE,
+    queue_size: int = PAPER_QUEUE,
+) -> Advice:
     """Recommends a teacher's temperature and a queue's size.
 
     Args:
