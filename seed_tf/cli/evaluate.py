@@ -57,7 +57,12 @@ class Settings:
         "Metric of 'transfer'. The default is the usual one of the data set.",
         choices=("top-1", "mean per class"),
     )
-    image_size: int = setting(224, "Pixels of the centre crop.", minimum=1)
+    image_size: int | None = setting(
+        None,
+        "Pixels of the centre crop. The default is the size that the encoders "
+        "were trained at.",
+        minimum=1,
+    )
     batch_size: int = setting(64, "Images embedded at a time.", minimum=1)
     k: tuple[int, ...] = setting(
         (10,), "Neighbours that vote, and k of recall@k."
@@ -100,8 +105,8 @@ class Settings:
     )
 
 
-def evaluation_config(settings: Settings):
-    """The `EvaluationConfig` that the settings make."""
+def evaluation_config(settings: Settings, image_size: int):
+    """The `EvaluationConfig` that the settings make, at an image size."""
     from seed_tf.evaluation import protocols, transfer
     from seed_tf.evaluation.labelled_images import LabelledImages
 
@@ -111,7 +116,7 @@ def evaluation_config(settings: Settings):
             settings.dataset,
             split,
             settings.data_dir,
-            settings.image_size,
+            image_size,
             settings.batch_size,
             settings.download,
         )
@@ -159,11 +164,16 @@ def run(call: Call[Settings]) -> None:
             "Detection needs boxes instead of labels, and has a command of "
             f"its own, see docs/detection.md:\n  {detect_command(call)}"
         )
-    work = evaluation_config(settings)
+    encoders = {name: protocols.load_encoder(name) for name in settings.encoder}
+    size = settings.image_size
+    if size is None:
+        size, reason = protocols.common_image_size(encoders)
+        print(f"Images of {size} pixels: {reason}.", flush=True)
+    work = evaluation_config(settings, size)
     if settings.output:  # which may hold other results
         earlier = protocols.Results.read(settings.output, work.data)
     results = protocols.evaluate(
-        settings.encoder, settings.protocol, work, seeds=settings.seeds
+        encoders, settings.protocol, work, seeds=settings.seeds
     )
     if settings.output:
         results = results.beside(earlier)

@@ -41,6 +41,7 @@ __all__ = [
     "Resources",
     "Results",
     "Subsets",
+    "common_image_size",
     "evaluate",
     "load_encoder",
     "paper_rate",
@@ -342,6 +343,26 @@ def load_encoder(name: str, seed: int = 0) -> keras.Model:
     return Encoder(backbone, stem=stem or "imagenet")
 
 
+def common_image_size(models: Mapping[str, keras.Model]) -> tuple[int, str]:
+    """Chooses one image size for several encoders.
+
+    Args:
+        models: Encoders by name.
+
+    Returns:
+        The largest size that an encoder was trained at, or 224 where none
+        remembers a size; and the reason, for a reader.
+    """
+    sizes = {name: getattr(x, "image_size", None) for name, x in models.items()}
+    known = sorted({size for size in sizes.values() if size})
+    if not known:
+        return 224, "no encoder remembers the size that it was trained at"
+    if len(known) == 1:
+        return known[0], "the size that the encoders were trained at"
+    each = ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
+    return known[-1], f"the largest that an encoder was trained at ({each})"
+
+
 def evaluate(
     encoders: Sequence[str] | Mapping[str, keras.Model],
     protocols: Sequence[str],
@@ -353,7 +374,8 @@ def evaluate(
 
     Args:
         encoders: Names as `load_encoder` takes them, or dict of names to
-            models.
+            models. A name "untrained:..." stands for new random weights with
+            each seed.
         protocols: Keys of `PROTOCOLS`.
         config: `EvaluationConfig`.
         seeds: Runs of each protocol that is random, and of each protocol on
@@ -376,16 +398,15 @@ def evaluate(
 
 
 def _run(encoders, protocols, config, resources, seeds):
-    named = not isinstance(encoders, Mapping)
-    models = {
-        name: load_encoder(name) if named else encoders[name]
-        for name in encoders
-    }
+    if isinstance(encoders, Mapping):
+        models = encoders
+    else:
+        models = {name: load_encoder(name) for name in encoders}
     scores, neighbours = {}, {}
     for name, model in models.items():
         columns = scores.setdefault(name, {})
         for seed in range(seeds):
-            untrained = named and name.startswith("untrained:")
+            untrained = name.startswith("untrained:")
             if untrained and seed:
                 model = load_encoder(name, seed)
             for protocol in protocols:

@@ -20,7 +20,10 @@ from seed_tf.training.finished_run import read_results
 class LauncherTest(absltest.TestCase):
     def evaluated(self, *words):
         """The arguments that `protocols.evaluate` receives."""
-        with mock.patch.object(protocols, "evaluate") as called:
+        with (
+            mock.patch.object(protocols, "evaluate") as called,
+            mock.patch.object(protocols, "load_encoder", str),
+        ):
             called.return_value = self.enter_context(
                 mock.patch.object(protocols, "Results")
             )
@@ -53,7 +56,7 @@ class LauncherTest(absltest.TestCase):
             "--protocol=knn,fine_tune",
         )
         encoders, names, made = call.args
-        self.assertEqual(encoders, ("a", "b,c"))
+        self.assertEqual(encoders, {"a": "a", "b,c": "b,c"})
         self.assertEqual(names, ("knn", "fine_tune"))
         self.assertEqual(call.kwargs, {"seeds": 4})
         self.assertEqual(made.metric, "top-1")  # not the usual one
@@ -76,6 +79,26 @@ class LauncherTest(absltest.TestCase):
             )
         printed = command("evaluate", "--encoder=a", "--k=ten", code=1)
         self.assertRegex(printed, "Error: flag --k=ten: .*'ten'")
+
+    def test_images_have_the_size_that_encoders_were_trained_at(self):
+        small, large, unknown = (tiny_encoder(seed) for seed in range(3))
+        small.image_size, large.image_size = 20, 36
+        for encoders, expected, reason in (
+            ((small, unknown), 20, "the encoders were trained at"),
+            ((small, large), 36, r"largest .*\(a 20, b 36\)"),
+            ((unknown,), 224, "no encoder remembers"),
+        ):
+            named = dict(zip("ab", encoders, strict=False))
+            size, found = protocols.common_image_size(named)
+            self.assertEqual(size, expected)
+            self.assertRegex(found, reason)
+        path = os.path.join(self.create_tempdir().full_path, "small.keras")
+        small.save(path)
+        printed = command(
+            *("evaluate", f"--encoder={path}", "--dataset=digits"),
+            "--protocol=ridge",
+        )
+        self.assertIn("Images of 20 pixels", printed)
 
     def test_protocols_of_the_library(self):
         self.assertEqual(
