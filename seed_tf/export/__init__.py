@@ -1,9 +1,6 @@
 """Trained encoders for production: TensorFlow Serving, LiteRT, ONNX."""
 
-from seed_tf.export.checking import (
-    Limits,
-    ParityReport,
-)
+from seed_tf.export.checking import Limits, ParityReport
 from seed_tf.export.litert import litert
 from seed_tf.export.onnx import onnx
 from seed_tf.export.outputs import Outputs

@@ -1,6 +1,9 @@
 """The model card beside a SavedModel: README.md and metadata.json."""
 
+from __future__ import annotations
+
 import os
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,7 +20,7 @@ PREPROCESSING = {
     "crop": "central square",
     "normalisation": "inside the network; pixels are RGB in [0, 255]",
 }
-# What is shown of a run's flags; metadata.json has all of them.
+# Settings of a run in README.md. metadata.json has all settings.
 _SETTINGS = (
     *("recipe", "student", "encoder", "teacher", "teacher_fingerprint"),
     *("dataset", "data_dir", "split", "image_size", "views", "epochs"),
@@ -26,12 +29,12 @@ _SETTINGS = (
 _METRICS = ("loss", "gap", "agreement", "cosine", "knn")
 
 
-def write(folder, facts):
+def write(folder: str, facts: dict[str, Any]) -> None:
     """Writes `README.md` and `metadata.json`.
 
     Args:
-        folder: str, of a SavedModel.
-        facts: JSON dict, see `seed_tf.export.saved_model`.
+        folder: folder of a SavedModel.
+        facts: JSON dict from `seed_tf.export.saved_model`.
     """
     facts = {
         "license": None,
@@ -52,8 +55,8 @@ def _readme(facts):
     size = sides["image_size"]
     parts = [
         f"# {name}, version {facts['version']}",
-        f"An image encoder of {facts['parameters']:,} parameters: images to "
-        f"embeddings of {facts['widths']['embedding']} numbers, of length 1, "
+        f"An image encoder with {facts['parameters']:,} parameters: images to "
+        f"embeddings of {facts['widths']['embedding']} numbers, with length 1, "
         f"and {facts['widths']['features']} features. License: "
         f"{facts['license'] or 'not stated'}. Exported "
         f"{facts['created'][:10]} by seed_tf {facts['versions']['seed_tf']}; "
@@ -64,23 +67,23 @@ def _readme(facts):
             {
                 "signature": name,
                 "images": _shapes(signature["inputs"]),
-                "gives": _shapes(signature["outputs"]),
+                "outputs": _shapes(signature["outputs"]),
             }
             for name, signature in facts["signatures"].items()
         ),
         "## Preprocessing",
-        f"All in the graph. Files ({', '.join(sides['files'])}) are turned "
-        "upright by EXIF, transparency is dropped, the shorter side is resized "
-        f"to {sides['resize']} pixels (bilinear, antialiased, as Pillow's), "
-        f"and the central {size} x {size} are taken. Pixels sent to "
-        "`serving_default` are resized and cropped likewise, unless they are "
-        f"{size} x {size} already. An image that cannot be decoded is an "
-        "INVALID_ARGUMENT error that names its position in the batch.",
+        f"The graph turns files ({', '.join(sides['files'])}) upright by EXIF, "
+        "drops transparency, resizes the shorter side to "
+        f"{sides['resize']} pixels (bilinear, antialiased, like Pillow), and "
+        f"crops the central {size} x {size}. `serving_default` resizes and "
+        f"crops pixels in the same way, unless they are {size} x {size} "
+        "already. A damaged image causes an INVALID_ARGUMENT error with its "
+        "position in the batch.",
         "## Training",
         _training(facts),
         "## Agreement with Keras",
-        f"On {facts['checked']['images']} image files, compared with "
-        "evaluation's decoder and the Keras model:",
+        f"{facts['checked']['images']} image files, compared with the decoder "
+        "of evaluation and the Keras model:",
         _markdown(
             {
                 "output": name,
@@ -91,7 +94,7 @@ def _readme(facts):
                 "largest_difference"
             ].items()
         ),
-        "metadata.json has all of this, and all settings, for programs.",
+        "metadata.json holds the same facts and all settings, for programs.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -119,8 +122,8 @@ def _training(facts):
             }
         )
     command = config.get("command")
-    shown = f"```sh\n{command}\n```\n\n" if command else ""
-    return shown + _markdown(rows)
+    block = f"```sh\n{command}\n```\n\n" if command else ""
+    return block + _markdown(rows)
 
 
 def _shapes(tensors):
@@ -137,7 +140,7 @@ def _markdown(rows):
 
 
 _USE = """\
-With TensorFlow alone, in this folder:
+Without a server, in this folder:
 
 ```python
 import tensorflow as tf
@@ -147,7 +150,7 @@ files = tf.constant([open("image.jpg", "rb").read()])
 embedding = model.signatures["serve_bytes"](images=files)["embedding"]
 ```
 
-From TensorFlow Serving, which watches the folder above:
+With TensorFlow Serving, which watches the parent folder:
 
 ```sh
 curl http://localhost:8501/v1/models/{name}:predict -d '{{"signature_name":

@@ -1,8 +1,13 @@
-"""An exported file is compared with the Keras model before it gets its name."""
+"""Comparison of an exported file with the Keras model."""
+
+from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +19,10 @@ from seed_tf.export.outputs import Outputs
 from seed_tf.images import check_channels
 from seed_tf.io.files import atomic_write, write_json
 
-_MOST = 256  # images that an export is checked on, and calibrated on
+# Images `[B, S, S, 3]` uint8 to "embedding" `[B, D]` and "features" `[B, C]`.
+Run: TypeAlias = Callable[[np.ndarray], Mapping[str, Any]]
+
+_MOST = 256  # images to compare, and images to calibrate on
 _BATCH = 32
 
 
@@ -23,9 +31,10 @@ class Limits:
     """How far a file may be from the Keras model, see `ParityReport`.
 
     Attributes:
-        difference: float, the largest of any number of an embedding.
-        cosine: float, the least mean over images, of either output.
-        agreement: float, the least share of neighbours, of either output.
+        difference: largest allowed difference of a number in an embedding.
+        cosine: smallest allowed mean cosine, for each output.
+        agreement: smallest allowed share of common neighbours, for each
+            output.
     """
 
     difference: float
@@ -44,30 +53,31 @@ LIMITS = {
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
-    """What an exported file does differently from the Keras model.
+    """Differences between an exported file and the Keras model.
 
-    Of LiteRT and ONNX stored as JSON, `student.tflite.json` beside
-    `student.tflite`.
+    LiteRT and ONNX files have their report beside them, as JSON:
+    `student.tflite.json` beside `student.tflite`. The first four dicts have
+    the keys "embedding" and "features".
 
     Attributes:
-        path: str, the file, or folder.
+        path: the file or folder.
         format: "litert", "onnx" or "saved_model".
-        precision: str, as of `seed_tf.export.litert`.
-        bytes: int, its size.
-        image_size: int, pixels of a side of the images that it takes.
-        images: int, number of images that were compared.
-        largest_difference: dict of "embedding" and "features" to floats:
-            absolute of embeddings, whose length is 1; of features as a
-            multiple of their root mean square.
-        least_cosine, mean_cosine: dicts likewise, over the images, between
-            what Keras and what the file gives.
-        agreement: dict likewise, the share of each image's (at most 10)
-            nearest neighbours among the others that Keras and the file both
-            name. Of two encoders whose embeddings all point about one way the
-            cosine is near 1 whatever they do; this is not.
-        knn: None, or dict of "keras", "exported" and "mixed" to k-NN top-1 in
-            [0, 1] on features: of bank and queries by the Keras model, by the
-            file, and of a bank by Keras asked with queries by the file.
+        precision: see `seed_tf.export.litert`.
+        bytes: size of the file or folder.
+        image_size: side of the images that the file takes, in pixels.
+        images: number of compared images.
+        largest_difference: for embeddings absolute, as their length is 1. For
+            features a multiple of their root mean square.
+        least_cosine: smallest cosine, over the images, between the outputs of
+            Keras and of the file.
+        mean_cosine: mean of the same cosines.
+        agreement: share of each image's nearest neighbours (at most 10) that
+            Keras and the file have in common. If all embeddings of an encoder
+            point in about the same direction, cosines stay near 1 even for a
+            wrong file, and only the neighbours show the error.
+        knn: None, or k-NN top-1 in [0, 1] on features. "keras" and "exported":
+            bank and queries by the Keras model, or by the file. "mixed": bank
+            by Keras, queries by the file.
     """
 
     path: str
@@ -76,13 +86,13 @@ class ParityReport:
     bytes: int
     image_size: int
     images: int
-    largest_difference: dict
-    least_cosine: dict
-    mean_cosine: dict
-    agreement: dict
-    knn: dict | None = None
+    largest_difference: dict[str, float]
+    least_cosine: dict[str, float]
+    mean_cosine: dict[str, float]
+    agreement: dict[str, float]
+    knn: dict[str, float] | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [
             f"{self.path}: {self.format} {self.precision}, "
             f"{self.bytes / 1e6:.1f} MB, on {self.images} images"
@@ -102,12 +112,12 @@ class ParityReport:
             )
         return "\n".join(lines)
 
-    def refuse(self, limits):
-        """Raises ValueError if the file is further away than `limits`."""
+    def refuse(self, limits: Limits) -> None:
+        """Raises ValueError if the file exceeds `limits`."""
         difference = self.largest_difference["embedding"]
         cosine = min(self.mean_cosine.values())
         agreement = min(self.agreement.values())
-        # Written so that NaN is refused.
+        # `not <=` refuses NaN too.
         if not difference <= limits.difference:
             problem = (
                 f"an embedding differs by {difference:.3g}, the limit is "
@@ -115,12 +125,12 @@ class ParityReport:
             )
         elif not cosine >= limits.cosine:
             problem = (
-                f"the mean cosine with it is {cosine:.6f}, the limit is "
+                f"the mean cosine is {cosine:.6f}, the limit is "
                 f"{limits.cosine:g}"
             )
         elif not agreement >= limits.agreement:
             problem = (
-                f"{agreement:.3f} of an image's nearest neighbours are shared, "
+                f"{agreement:.3f} of an image's nearest neighbours agree, "
                 f"the limit is {limits.agreement:g}"
             )
         else:
@@ -128,84 +138,105 @@ class ParityReport:
         raise ValueError(
             f"The {self.format} file in {self.precision} is not the Keras "
             f"model: {problem}. Nothing was written to {self.path!r}. "
-            f"{_REMEDIES[self.precision]} To accept it all the same, pass "
-            "other `limits`."
+            f"{_REMEDIES[self.precision]} To accept the file anyway, pass "
+            "wider `limits`."
         )
 
 
 _REMEDIES = {
     "float32": (
         "Deep networks with random weights amplify rounding: export a trained "
-        "encoder, and give images like those it was trained on."
+        "encoder, and pass images like its training images."
     ),
     "float16": (
-        'Weights or images may exceed its range: use precision="float32".'
+        'Values may exceed the range of float16: use precision="float32".'
     ),
-    "int8_dynamic": 'Use precision="float16", of twice the size.',
+    "int8_dynamic": 'Use precision="float16", with twice the size.',
     "int8": (
-        'Use precision="int8_dynamic", of the same size, and give such '
-        "`images` as the device will see: they calibrate the activations."
+        'Use precision="int8_dynamic", with the same size, or pass `images` '
+        "like those on the device: the images calibrate the activations."
     ),
 }
 
 
 def write_checked(
-    encoder, path, *, format, precision, images, labelled, limits, write, load
-):
-    """Writes a file, compares it with the encoder, and keeps it if it agrees.
+    encoder: keras.Model,
+    path: str,
+    *,
+    format: str,
+    ending: str,
+    precision: str,
+    images: np.ndarray | tf.data.Dataset,
+    image_size: int | None,
+    labelled: Sequence[Any] | None,
+    limits: Limits | None,
+    write: Callable[[Outputs, str, np.ndarray], None],
+    load: Callable[[str], Run],
+) -> ParityReport:
+    """Writes a file, compares it with the encoder, and keeps it if they agree.
 
     Args:
-        encoder, images, labelled, limits: as of `seed_tf.export.litert`;
-            images `[N, S, S, 3]` uint8, see `some`.
-        path, format, precision: as of `ParityReport`.
-        write: function of `Outputs` and a path that writes the file.
-        load: function of a path that gives the file as a function: images
-            `[B, S, S, 3]` uint8 -> dict of "embedding" and "features".
+        encoder, images, image_size, labelled, limits: see
+            `seed_tf.export.litert`.
+        path, format, precision: see `ParityReport`.
+        ending: end of the path, such as ".onnx".
+        write: writes the outputs to a path. Its images `[n, S, S, 3]` uint8
+            calibrate the file.
+        load: loads the file at a path as a function.
 
     Returns:
-        `ParityReport`.
+        The report, also written to `path` + ".json".
 
     Raises:
-        ValueError: if the file differs by more than the limits.
+        ValueError: if an argument is wrong, or the file exceeds the limits.
     """
+    if not str(path).endswith(ending):
+        raise ValueError(
+            f"`path` must end in {ending!r}. Received: path={str(path)!r}."
+        )
+    image_size = image_size or getattr(encoder, "image_size", None)
+    parts = some(images, image_size, parts=2 if precision == "int8" else 1)
+    compared, calibration = parts[0], parts[-1]
+    side = compared.shape[1]
     if labelled is not None:
-        labelled = _labelled(labelled, images.shape[1])
+        labelled = _labelled(labelled, side)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     outputs = Outputs(in_float32(encoder))
     with atomic_write(path) as unfinished:
-        write(outputs, unfinished)
+        write(outputs, unfinished, calibration)
         run = load(unfinished)
-        comparison = compare(outputs.predict_on_batch, run, images)
-        result = ParityReport(
+        report = ParityReport(
             path=str(path),
             format=format,
             precision=precision,
             bytes=os.path.getsize(unfinished),
-            image_size=images.shape[1],
-            images=len(images),
-            **comparison,
+            image_size=side,
+            images=len(compared),
+            **compare(outputs.predict_on_batch, run, compared),
         )
-        result.refuse(limits or LIMITS[precision])
+        report.refuse(limits or LIMITS[precision])
         if labelled is not None:
-            scores = knn_drift(outputs.encoder, run, *labelled)
-            result = dataclasses.replace(result, knn=scores)
-        write_json(f"{path}.json", dataclasses.asdict(result))
-    return result
+            scores = _knn_top1(outputs.encoder, run, *labelled)
+            report = dataclasses.replace(report, knn=scores)
+        write_json(f"{path}.json", dataclasses.asdict(report))
+    return report
 
 
-def compare(expected, actual, images):
-    """Differences and cosines, as the fields of `ParityReport`.
+def compare(
+    expected: Run, actual: Run, images: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Returns differences, cosines and agreement, as in `ParityReport`.
 
     Args:
-        expected, actual: functions, images `[B, S, S, 3]` uint8 -> dict of
-            arrays `[B, C]`.
+        expected: the Keras model.
+        actual: the exported file.
         images: `[N, S, S, 3]` uint8.
     """
     names = "largest_difference", "least_cosine", "mean_cosine", "agreement"
-    fields = {name: {} for name in names}
-    expected, actual = run_all(expected, images), run_all(actual, images)
-    for name, wanted in expected.items():
-        given = actual[name]
+    fields: dict[str, dict[str, float]] = {name: {} for name in names}
+    references, outputs = run_all(expected, images), run_all(actual, images)
+    for name, wanted in references.items():
+        given = outputs[name]
         scale = 1.0 if name == "embedding" else np.sqrt(np.mean(wanted**2))
         difference = np.abs(given - wanted).max() / max(scale, 1e-12)
         cosines = np.sum(l2_normalise(given) * l2_normalise(wanted), axis=1)
@@ -223,8 +254,8 @@ def _agreement(wanted, given):
     return neighbour_agreement(wanted, given, k=k) if k else 1.0
 
 
-def run_all(run, images):
-    """Outputs of all images, a few at a time: dict of arrays `[N, C]`."""
+def run_all(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Runs all images, a few at a time, and returns float64 `[N, C]` arrays."""
     batches = [
         run(images[start : start + _BATCH])
         for start in range(0, len(images), _BATCH)
@@ -235,50 +266,45 @@ def run_all(run, images):
     }
 
 
-def knn_drift(encoder, run, train, test, *, k=10):
-    """k-NN top-1 before and after, see `ParityReport.knn`.
+def _knn_top1(encoder, run, train, test):
+    """Returns k-NN top-1 before and after, see `ParityReport.knn`."""
 
-    Args:
-        encoder: the Keras model.
-        run: the exported one, a function as in `compare`.
-        train, test: pairs of images `[N, S, S, 3]` uint8 and labels `[N]`.
-        k: int, or as many as there are in `train`.
-    """
-    k = min(k, len(train[1]))
-    rows = {
-        "keras": lambda images: embed(encoder, images, batch_size=_BATCH),
-        "exported": lambda images: run_all(run, images)["features"],
-    }
-    bank, queries = (
-        {name: (row(images), labels) for name, row in rows.items()}
-        for images, labels in (train, test)
-    )
-    pairs = {
-        "keras": ("keras", "keras"),
-        "exported": ("exported", "exported"),
-        "mixed": ("keras", "exported"),
-    }
+    def rows(images, labels):
+        return (
+            (embed(encoder, images, batch_size=_BATCH), labels),
+            (run_all(run, images)["features"], labels),
+        )
+
+    keras_bank, exported_bank = rows(*train)
+    keras_queries, exported_queries = rows(*test)
+    k = min(10, len(train[1]))
     return {
-        name: knn(bank[first], queries[second], k=k)
-        for name, (first, second) in pairs.items()
+        "keras": knn(keras_bank, keras_queries, k=k),
+        "exported": knn(exported_bank, exported_queries, k=k),
+        "mixed": knn(keras_bank, exported_queries, k=k),
     }
 
 
-def some(images, image_size=None, *, parts=1):
-    """The images that an export is checked on, and those it is calibrated on.
+def some(
+    images: np.ndarray | tf.data.Dataset,
+    image_size: int | None = None,
+    *,
+    parts: int = 1,
+) -> list[np.ndarray]:
+    """Chooses images to compare on, and images to calibrate on.
 
     Args:
-        images: `[N, S, S, 3]` uint8, or a `tf.data.Dataset` of batches of
-            them, alone or with labels.
-        image_size: int S, or None.
-        parts: int, how many arrays to deal them out to.
+        images: `[N, S, S, 3]` uint8, or a `tf.data.Dataset` of such batches,
+            with or without labels.
+        image_size: required S, or None for any.
+        parts: number of arrays, without a common image.
 
     Returns:
-        List of arrays `[n, S, S, 3]` uint8, each of at most 256.
+        List of arrays `[n, S, S, 3]` uint8, with at most 256 images each.
 
     Raises:
-        ValueError: if there are fewer than `parts` images, or they are of
-            another shape or dtype.
+        ValueError: if there are fewer than `parts` images, or the shape or
+            dtype differs.
     """
     count = parts * _MOST
     if isinstance(images, tf.data.Dataset):
@@ -292,12 +318,12 @@ def some(images, image_size=None, *, parts=1):
     images = np.asarray(images)
     if len(images) < parts:
         raise ValueError(
-            f"`images` must hold at least {parts}: an export is checked on "
-            + ("them" if parts == 1 else "one half and calibrated on the other")
+            f"`images` must hold at least {parts}: an export is compared on "
+            + ("all" if parts == 1 else "one half and calibrated on the other")
             + f". Received: {len(images)}."
         )
     _check_pixels("images", images, image_size)
-    # Spread over all of them, which may be sorted by class.
+    # Images may be sorted by class: choose them evenly.
     chosen = np.linspace(0, len(images) - 1, min(count, len(images)))
     images = images[np.round(chosen).astype(int)]
     return [images[part::parts] for part in range(parts)]
@@ -308,24 +334,16 @@ def _check_pixels(name, images, image_size=None):
     side = image_size or images.shape[1]
     if images.dtype != np.uint8 or images.shape[1:3] != (side, side):
         raise ValueError(
-            f"`{name}` must be uint8 [N, {side}, {side}, 3], the images that "
-            f"the file will take. Received: {images.dtype} {images.shape}. "
-            "Crop and resize the images as for evaluation with "
+            f"`{name}` must be uint8 [N, {side}, {side}, 3], as the exported "
+            f"file takes. Received: {images.dtype} {images.shape}. "
+            "Crop and resize the images as for evaluation, with "
             f"`seed_tf.datasets.load(..., image_size={side})`, or pass another "
             "`image_size`."
         )
 
 
-def check_ending(path, ending):
-    """Raises ValueError unless a path ends as its format does."""
-    if not str(path).endswith(ending):
-        raise ValueError(
-            f"`path` must end in {ending!r}. Received: path={str(path)!r}."
-        )
-
-
 def _labelled(pair, side):
-    """The pair (train, test), checked, as pairs of arrays."""
+    """Returns the checked pair (train, test) as pairs of arrays."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ValueError(
             "`labelled` must be a pair (train, test). "

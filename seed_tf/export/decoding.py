@@ -1,11 +1,15 @@
-"""Image files to squares inside a TensorFlow graph, bit for bit as evaluation.
+"""Image files to squares in a TensorFlow graph, bit for bit as in evaluation.
 
-What `seed_tf.datasets.decoding` does by PIL is done here by TensorFlow's
-operators, so that a server needs neither PIL nor Python: header, EXIF
-orientation, PIL's resampling in its own fixed-point arithmetic. Only inks, of
-CMYK JPEG files, are converted with another rounding, at most a grey level off.
-Bad files are found one by one.
+TensorFlow's operators do the work of `seed_tf.datasets.decoding`, so that a
+server needs neither PIL nor Python. They read the header and the EXIF
+orientation, and resample in PIL's fixed-point arithmetic. Only CMYK JPEG files
+differ, by at most one grey level. A bad file does not affect the rest of the
+batch.
 """
+
+from __future__ import annotations
+
+from typing import TypeAlias
 
 import numpy as np
 import PIL
@@ -17,30 +21,33 @@ from seed_tf.export.orientation import orientation
 JPEG, PNG, WEBP = 0, 1, 2
 _UNKNOWN = 3
 _HEAD = 30  # bytes that hold the size of a PNG or WebP
-# From this version on, PIL resizes along the height first where that is reduced
-# by more than twice as many pixels as the width.
+# From this version on, PIL resizes along the height first if the height loses
+# more than twice as many pixels as the width.
 _TALL_BY_HEIGHT = int(PIL.__version__.split(".")[0]) >= 13
-_BITS = 22  # of a fraction in PIL's fixed-point weights
+_BITS = 22  # bits of a fraction in PIL's fixed-point weights
+
+_Bool: TypeAlias = bool | tf.Tensor
 
 
-def decode(files, size, shorter):
-    """What `EncodedImage.square` makes of each file of a batch.
+def decode(
+    files: tf.Tensor, size: int, shorter: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes files to the same squares as `EncodedImage.square`.
 
     Args:
         files: string `[B]`, the bytes of JPEG, PNG or WebP images.
-        size: int, S.
-        shorter: int, at least S, what the shorter side is resized to.
+        size: S.
+        shorter: length of the shorter side before the crop, at least S.
 
     Returns:
-        uint8 `[B, S, S, 3]`, and string `[B]`, what is wrong with each file:
-        "" if nothing is, else its image is black.
+        Images uint8 `[B, S, S, 3]` and problems, string `[B]`. A good file has
+        the problem "", a bad file a black image.
     """
     blank = tf.zeros([size, size, 3], tf.uint8)
 
     def row(data):
-        # Only data sets can catch an error in a graph: what fails is left out,
-        # and the first that is there is taken. WebP alone wants to be told
-        # whether there is an alpha channel.
+        # Only data sets catch errors in a graph: take the first attempt that
+        # succeeds. WebP needs the right number of channels, 4 with alpha.
         attempts = tf.data.Dataset.from_tensor_slices([3, 4])
         attempts = attempts.map(
             lambda channels: _square_of_file(data, channels, size, shorter)
@@ -55,16 +62,20 @@ def decode(files, size, shorter):
     return rows.get_single_element()
 
 
-def square(image, size, shorter, turns=(False, False, False)):
-    """The central square, resized until the shorter side fits, as PIL does.
+def square(
+    image: tf.Tensor,
+    size: int,
+    shorter: int,
+    turns: tuple[_Bool, _Bool, _Bool] = (False, False, False),
+) -> tf.Tensor:
+    """Resizes an image like PIL, and crops the central square.
 
     Args:
         image: uint8 `[H, W, 3]`, as stored.
-        size: int, S.
-        shorter: int, at least S.
-        turns: three bools, or scalar bool tensors: whether the image must be
-            transposed, and then mirrored top to bottom, and left to right, to
-            stand upright.
+        size: S.
+        shorter: length of the shorter side before the crop, at least S.
+        turns: the steps that set the image upright, in this order: whether to
+            transpose, to mirror top to bottom, to mirror left to right.
 
     Returns:
         uint8 `[S, S, 3]`, upright.
@@ -73,18 +84,18 @@ def square(image, size, shorter, turns=(False, False, False)):
     stored = tf.shape(image, tf.int64)[:2]
     upright = tf.where(transposed, _reversed(stored), stored)
     sides = upright * shorter // tf.reduce_min(upright)
-    # Half to even, as Python rounds.
+    # Round half to even, like Python.
     start = tf.cast(tf.round((sides - size) / 2), tf.int64)
-    # From here on of the image as stored, which is what PIL resizes.
+    # PIL resizes the image as stored: turn start and sides accordingly.
     mirrored = tf.stack([top_down, left_right])
     start = tf.where(mirrored, sides - size - start, start)
     sides = tf.where(transposed, _reversed(sides), sides)
     start = tf.where(transposed, _reversed(start), start)
     rows = _Taps(stored[0], sides[0], start[0], size)
     columns = _Taps(stored[1], sides[1], start[1], size)
-    # No more than needed: an image may be a million times as high as wide.
+    # Cut first: an image may be a million times as high as wide.
     image = image[rows.first : rows.last, columns.first : columns.last]
-    # Both round, so that their order shows.
+    # Each pass rounds, so the order matters.
     less = stored - sides
     image = tf.cond(
         _TALL_BY_HEIGHT and (less[0] > tf.maximum(2 * less[1], 0)),
@@ -97,18 +108,18 @@ def square(image, size, shorter, turns=(False, False, False)):
 
 
 def _reversed(values, axis=0):
-    # `values[::-1]` would stop TensorFlow from optimising the whole graph.
+    # `values[::-1]` keeps TensorFlow from optimising the whole graph.
     return tf.reverse(values, [axis])
 
 
 class _Taps:
-    """PIL's antialiased bilinear filter along one axis, a part of its output.
+    """PIL's antialiased bilinear filter along one axis.
 
-    Which inputs each output is made of, and by which integer weights: of
-    `count` outputs from `start` on, when `length` inputs become `resized`.
+    Holds the inputs and integer weights of `count` outputs from `start` on,
+    when `length` inputs become `resized` outputs.
 
     Attributes:
-        first, last: int64 scalars, the range of inputs that is needed.
+        first, last: int64 scalars, the range of necessary inputs.
     """
 
     def __init__(self, length, resized, start, count):
@@ -153,7 +164,7 @@ class _Taps:
 
 
 def _square_of_file(data, webp_channels, size, shorter):
-    """uint8 `[S, S, 3]`, and what is wrong with the file, "" if nothing is."""
+    """Returns uint8 `[S, S, 3]` and the problem of the file, "" if none."""
     content = tf.io.decode_raw(data, tf.uint8)
     kind = _kind(content)
     height, width = _sides(data, content, kind)
@@ -193,13 +204,10 @@ def _square_of_file(data, webp_channels, size, shorter):
 
 
 def _decode_webp(data, channels):
-    """uint8 `[H, W, 3]`, alpha dropped.
+    """Returns uint8 `[H, W, 3]` without alpha."""
 
-    By `decode_image`, as older servers have never heard of `decode_webp`; and
-    never with `channels=0`, which for an animation without alpha writes beyond
-    its buffer.
-    """
-
+    # Older servers lack `decode_webp`. `channels=0` writes beyond the buffer
+    # for an animation without alpha.
     def decode(channels):
         return tf.io.decode_image(data, channels, expand_animations=False)
 
@@ -208,7 +216,7 @@ def _decode_webp(data, channels):
 
 
 def _kind(content):
-    """JPEG, PNG, WEBP or _UNKNOWN, by the first bytes of a file."""
+    """Returns JPEG, PNG, WEBP or _UNKNOWN, from the first bytes of a file."""
     head = _head(content)
 
     def has(magic, at=0):
@@ -225,7 +233,7 @@ def _kind(content):
 
 
 def _sides(data, content, kind):
-    """int64 height and width, by the header; 0 of an unknown file."""
+    """Returns int64 height and width from the header, 0 for unknown files."""
     head = tf.cast(_head(content), tf.int64)
 
     def little(*bytes_):
@@ -242,7 +250,7 @@ def _sides(data, content, kind):
         def extended():
             return little(27, 28, 29) + 1, little(24, 25, 26) + 1
 
-        def lossless():  # two of 14 bits
+        def lossless():  # two numbers of 14 bits
             both = little(21, 22, 23, 24)
             return both // 2**14 % 2**14 + 1, both % 2**14 + 1
 
@@ -262,7 +270,7 @@ def _sides(data, content, kind):
 
 
 def _animated(content):
-    """Whether a WebP file says so."""
+    """Whether the header of a WebP file announces an animation."""
     head = _head(content)
     return (head[15] == ord("X")) & (tf.bitwise.bitwise_and(head[20], 2) > 0)
 
@@ -273,7 +281,7 @@ def _head(content):
 
 
 def _turns(orientation):
-    """How to set an image of an EXIF orientation upright, see `square`."""
+    """Returns the turns of an EXIF orientation, see `square`."""
 
     def one_of(*values):
         return tf.reduce_any(orientation == values)

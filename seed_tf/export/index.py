@@ -1,8 +1,11 @@
-"""The index of images that a server answers `nearest` from."""
+"""The index of images behind a server's signature `nearest`."""
+
+from __future__ import annotations
 
 import dataclasses
 import os
 
+import keras
 import numpy as np
 
 from seed_tf.io.files import differences, read_json
@@ -11,12 +14,12 @@ from seed_tf.io.fingerprints import fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class StoredIndex:
-    """What `seed_tf.search.build` has written, as far as a server needs it.
+    """The part of a `seed_tf.search` index that a server needs.
 
     Attributes:
         embeddings: float32 `[N, D]`, L2-normalised, memory-mapped.
-        ids: str, path of a text file with a line for each row.
-        output: "embedding" or "features", which output they are.
+        ids: path of a text file with a line for each row.
+        output: "embedding" or "features", the indexed output.
     """
 
     embeddings: np.ndarray
@@ -24,20 +27,20 @@ class StoredIndex:
     output: str
 
 
-def read_index(folder, encoder, *, image_size, resize):
-    """An index, if it is this encoder's.
+def read_index(
+    folder: str, encoder: keras.Model, *, image_size: int, resize: int
+) -> StoredIndex:
+    """Reads an index of this encoder.
 
     Args:
-        folder: str, see `seed_tf.search.build`.
-        encoder: keras.Model.
-        image_size, resize: ints, what a server does to images.
-
-    Returns:
-        `StoredIndex`.
+        folder: see `seed_tf.search.build`.
+        encoder: the exported encoder.
+        image_size: side of the server's crops.
+        resize: length of the shorter side before the server's crop.
 
     Raises:
-        ValueError: if there is no index, it is not whole, or images were
-            embedded by another encoder or in another size.
+        ValueError: if there is no index, the index is damaged, or its encoder
+            or its size of images differs.
     """
     try:
         config = read_json(os.path.join(folder, "index.json"))
@@ -47,7 +50,7 @@ def read_index(folder, encoder, *, image_size, resize):
             count = sum(1 for _ in file)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder!r} holds no index that can be read: {error}. Make one "
+            f"{folder!r} holds no index, or a damaged one: {error}. Make one "
             "with seed_tf.search.build, or the command seed-tf search index."
         ) from error
     if count != len(embeddings):
@@ -63,9 +66,9 @@ def read_index(folder, encoder, *, image_size, resize):
     there = {name: config.get(name) for name in here}
     if different := differences(there, here):
         raise ValueError(
-            f"The index {folder!r} was made otherwise: "
-            f"{'; '.join(different)}. Its neighbours would be wrong: index "
-            "the images with the encoder that is exported."
+            f"The index {folder!r} does not fit the export: "
+            f"{'; '.join(different)}. Index the images with the exported "
+            "encoder and the same sizes."
         )
     output = "features" if config.get("output") == "features" else "embedding"
     return StoredIndex(embeddings, ids, output)

@@ -1,22 +1,24 @@
 """The EXIF orientation of an image file, read by TensorFlow's operators."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
-_SEGMENTS = 1000  # that are looked at, however many a file claims to have
+_SEGMENTS = 1000  # limit of segments to read in a file
 _PADDING = 16
 
 
-def orientation(content, kind):
-    """How the pixels of a file are turned.
+def orientation(content: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
+    """Reads the EXIF orientation of a file.
 
     Args:
         content: uint8 `[n]`, the file.
         kind: int32 scalar, 0 for JPEG, 1 for PNG, 2 for WebP.
 
     Returns:
-        int64 scalar from 1 to 8; 1 if nothing valid is said.
+        int64 scalar from 1 to 8; 1 without a valid entry.
     """
-    # So that a segment's header can be read at any place.
+    # With padding, every place of the file has a whole header to read.
     padded = tf.concat([content, tf.zeros([_PADDING], tf.uint8)], 0)
     start, end = _exif(padded, kind)
     return tf.cond(
@@ -27,15 +29,16 @@ def orientation(content, kind):
 
 
 def _exif(padded, kind):
-    """int64 start and end of the TIFF structure; equal if there is none."""
+    """Returns int64 start and end of the TIFF structure, equal without one."""
     size = tf.size(padded, tf.int64) - _PADDING
 
-    # Of the segment whose first 16 bytes are `head`: whether it is EXIF, where
-    # its TIFF begins, relative to it, and how far away the next segment is.
+    # Each function reads a segment from its first 16 bytes, `head`. It returns
+    # whether the segment is EXIF, the offset of the TIFF structure, and the
+    # offset of the next segment.
     def jpeg(head):
         length = 2 + _number(head[2:4], big=True)
         exif = (head[1] == 0xE1) & _equal(head[4:], b"Exif\0\0")
-        # Fill bytes may precede a marker. A scan is followed by no segment.
+        # Fill bytes may precede a marker. No segment follows a scan.
         step = tf.where(head[1] == 0xFF, tf.ones_like(size), length)
         stop = (head[0] != 0xFF) | (head[1] == 0xDA)
         return exif, tf.constant(10, tf.int64), tf.where(stop, size, step)
@@ -46,7 +49,7 @@ def _exif(padded, kind):
 
     def webp(head):
         length = _number(head[4:8])
-        # Some writers put JPEG's prefix in front.
+        # Some programs write JPEG's prefix first.
         prefix = 6 * tf.cast(_equal(head[8:], b"Exif\0\0"), tf.int64)
         step = 8 + length + length % 2
         return _equal(head, b"EXIF"), 8 + prefix, step
@@ -72,7 +75,7 @@ def _exif(padded, kind):
 
 
 def _tag(tiff):
-    """The orientation in a TIFF structure, int64 bytes; 1 if there is none."""
+    """Returns the orientation in a TIFF structure (int64 bytes), or else 1."""
     big = _equal(tiff, b"MM")
 
     def number(fields):
@@ -82,7 +85,7 @@ def _tag(tiff):
     entries = directory[2:]
     entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], [-1, 12])
     entries = entries[: number(_first(directory, 2))]
-    # The tag, of one number of 16 bits.
+    # The orientation tag holds one number of 16 bits.
     right = (
         (number(entries[:, :2]) == 0x0112)
         & (number(entries[:, 2:4]) == 3)
@@ -94,7 +97,7 @@ def _tag(tiff):
 
 
 def _first(values, count):
-    """The first `count` of int64 values, zeros where there are not as many."""
+    """Returns the first `count` int64 values, padded with zeros."""
     values = values[:count]
     values = tf.pad(values, [[0, count - tf.size(values)]])
     return tf.ensure_shape(values, [count])
@@ -105,7 +108,7 @@ def _equal(values, expected):
 
 
 def _number(fields, big=False):
-    """int64 `[...]` of the unsigned integers in bytes `[..., n]`."""
+    """Converts bytes `[..., n]` to unsigned integers, int64 `[...]`."""
     powers = [256**i for i in range(fields.shape[-1])]
     powers = tf.constant(powers[::-1] if big else powers, tf.int64)
     return tf.reduce_sum(fields * powers, -1)

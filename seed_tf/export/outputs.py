@@ -1,4 +1,8 @@
-"""What an exported encoder gives, whatever the format."""
+"""The outputs of an exported encoder, the same in every format."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,28 +13,28 @@ from seed_tf.images import check_channels
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 class Outputs(keras.Model):
-    """An encoder as production calls it: one pass, two named outputs.
+    """An encoder for production: one pass, two named outputs.
 
     Images `[B, H, W, 3]`, uint8 or float, RGB in [0, 255], become a dict of
 
-    - "embedding": `[B, D]` float32 of length 1, what a search compares;
-    - "features": `[B, C]` float32, pooled, before the projection head: what
-      k-NN and probes are evaluated on.
+    - "embedding": `[B, D]` float32 with length 1, for search;
+    - "features": `[B, C]` float32, pooled, before the projection head, for
+      k-NN and probes.
 
-    Nothing of training is in it: BatchNorm and dropout are in inference mode.
+    BatchNorm and dropout run in inference mode.
 
     Args:
-        encoder: an `Encoder`, or any keras.Model of images that gives
-            `[B, C]`. As in `seed_tf.evaluation.embed`, a model without
-            `.features` gives its output for both.
-        **kwargs: what keras.Model takes.
+        encoder: an `Encoder`, or any keras.Model from images to `[B, C]`. A
+            model without `.features` gives its output for both, as in
+            `seed_tf.evaluation.embed`.
+        **kwargs: arguments of keras.Model.
 
     Attributes:
         encoder: keras.Model.
 
     Raises:
-        ValueError: if the encoder is no keras.Model; when called, if images
-            have not three channels or an output is not `[B, C]`.
+        ValueError: if the encoder is no keras.Model; in a call, if images do
+            not have three channels or an output is not `[B, C]`.
 
     Example:
 
@@ -39,14 +43,13 @@ class Outputs(keras.Model):
     {'embedding': TensorShape([4, 128]), 'features': TensorShape([4, 512])}
     """
 
-    def __init__(self, encoder, **kwargs):
+    def __init__(self, encoder: keras.Model, **kwargs: Any) -> None:
         if not isinstance(encoder, keras.Model):
             raise ValueError(
                 "`encoder` must be a seed_tf.Encoder or a keras.Model. "
                 f"Received: encoder={encoder!r}."
             )
-        # Cast to 16 bits before the encoder's normalisation, images would be
-        # rounded.
+        # A cast to 16 bits before the encoder's normalisation rounds images.
         super().__init__(autocast=False, **kwargs)
         self.encoder = encoder
         self.built = True
@@ -69,8 +72,8 @@ class Outputs(keras.Model):
         for name, output in outputs.items():
             if len(output.shape) != 2:
                 raise ValueError(
-                    f"The model must give {name} [B, C]; seed_tf.Encoder pools "
-                    "those of a backbone. Received: shape "
+                    f"The model must give {name} [B, C]. seed_tf.Encoder pools "
+                    "the maps of a backbone. Received: shape "
                     f"{tuple(output.shape)}."
                 )
             outputs[name] = ops.cast(output, "float32")
@@ -90,6 +93,8 @@ class Outputs(keras.Model):
 
 
 def _unit(x):
-    """Rows of length 1. Zeros stay zeros."""
+    """Scales rows to length 1. Zero rows stay zero."""
+    # `embeddings.l2_normalise` multiplies by the inverse of the length. int8
+    # LiteRT can leave division in float, but not this one product.
     length = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
     return x / ops.maximum(length, 1e-12)

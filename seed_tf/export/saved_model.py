@@ -17,12 +17,7 @@ from seed_tf.acceleration.precision import in_float32
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.evaluation import ProbeResult
 from seed_tf.export import card as model_card
-from seed_tf.export.checking import (
-    LIMITS,
-    Limits,
-    ParityReport,
-    compare,
-)
+from seed_tf.export.checking import LIMITS, Limits, ParityReport, compare
 from seed_tf.export.decoding import decode
 from seed_tf.export.index import read_index
 from seed_tf.export.outputs import Outputs
@@ -50,56 +45,55 @@ def saved_model(
 ) -> ParityReport:
     """Writes an encoder as a version of a model for TensorFlow Serving.
 
-    `path/<version>/` appears whole, or not at all: a SavedModel that plain
-    TensorFlow loads, requests that warm a server up, and a model card,
-    `README.md` and `metadata.json`. Its signatures take a batch "images":
+    `path/<version>/` appears whole, or not at all. It holds a SavedModel that
+    plain TensorFlow loads, requests that warm a server up, and a model card,
+    `README.md` and `metadata.json`. The signatures take a batch "images":
 
-    - `serving_default`: uint8 `[B, H, W, 3]`, RGB. Where H = W = S they are
-      embedded as they are, else resized and cropped as in evaluation.
-    - `serve_bytes`: string `[B]`, JPEG, PNG or WebP files, which are decoded
-      (EXIF orientation respected, alpha dropped), resized and cropped as in
-      evaluation, to the same bits.
-    - `classify`, if there is a probe: files likewise.
-    - `nearest`, if there is an index: files likewise.
+    - `serving_default` takes pixels, uint8 RGB `[B, H, W, 3]`. If H or W
+      differs from S, it resizes and crops them as in evaluation.
+    - `serve_bytes` takes JPEG, PNG or WebP files, string `[B]`. It turns them
+      upright by EXIF, drops alpha, and resizes and crops to the same bits as
+      evaluation.
+    - `classify` takes files. It needs a probe.
+    - `nearest` takes files. It needs an index.
 
-    The first two give "embedding" `[B, D]`, of length 1, and "features"
-    `[B, C]`, float32, see `Outputs`; `classify` "labels" `[B, k]` string and
-    "scores" `[B, k]`, the probabilities, highest first; `nearest` "ids"
-    `[B, k]` string and "similarities" `[B, k]`, the cosines, highest first,
-    by comparison with every row of the index.
+    The first two give "embedding" `[B, D]`, with length 1, and "features"
+    `[B, C]`, float32, see `Outputs`. `classify` gives "labels" `[B, k]` string
+    and "scores" `[B, k]`, the probabilities, highest first. `nearest` compares
+    with every row of the index, and gives "ids" `[B, k]` string and
+    "similarities" `[B, k]`, the cosines, highest first.
 
-    A file that cannot be decoded is an INVALID_ARGUMENT error that names its
-    position in the batch. Large batches are worked off a few images at a time.
+    A damaged file causes an INVALID_ARGUMENT error with the file's position in
+    the batch.
 
     Args:
-        encoder: `seed_tf.Encoder`, or any keras.Model of images that gives
-            `[B, C]`. One that computes in 16 bits is exported in float32.
-        path: str, folder of the model's versions; its last part is the name.
-        image_size: positive int, S; by default the size that the encoder was
-            trained at.
-        resize: int, at least S, what the shorter side is resized to before
-            the central crop; by default as 256 is to 224.
-        files: sequence of bytes, image files on which the written model is
-            compared with the Keras model and the evaluation's decoder; by
-            default synthetic ones. 32 to 256 real ones are best.
-        probe: `seed_tf.evaluation.ProbeResult`, of the encoder's features.
-        labels: sequence of str, the names of the probe's classes.
-        index: str, folder of an index that `seed_tf.search.build` made with
-            this encoder. Embeddings become a variable, paths an asset.
-        k: positive int, labels and neighbours that are answered, at most.
-        version: positive int; by default one more than the highest there is.
-        card: JSON dict of what else belongs into `metadata.json`: "license",
-            and of a run "config" and "summary".
-        limits: `seed_tf.export.Limits`, by default those of float32.
+        encoder: `seed_tf.Encoder`, or any keras.Model from images to `[B, C]`.
+            An encoder that computes in 16 bits is exported in float32.
+        path: folder of the model's versions. Its last part names the model.
+        image_size: positive int, S; by default the encoder's training size.
+        resize: length of the shorter side before the central crop, at least
+            S; by default S * 256 / 224.
+        files: image files to compare the new model with the Keras model and
+            the decoder of evaluation; by default synthetic files. Best are 32
+            to 256 real files.
+        probe: linear probe on the encoder's features.
+        labels: names of the probe's classes.
+        index: folder of an index by `seed_tf.search.build` with this encoder.
+            Embeddings become a variable, paths an asset.
+        k: largest number of labels and neighbours in an answer.
+        version: positive int; by default the highest version plus 1.
+        card: more JSON for `metadata.json`: "license", and a run's "config"
+            and "summary".
+        limits: by default the limits of float32.
 
     Returns:
-        `seed_tf.export.ParityReport`, what files give differently.
+        The differences between the SavedModel and the Keras model.
 
     Raises:
-        ValueError: if an argument is wrong, another process is exporting to
-            `path`, or the written model differs from the encoder by more
-            than the limits. There is no new version then.
-        OSError: if it cannot be written.
+        ValueError: if an argument is wrong, another process exports to
+            `path`, or the SavedModel exceeds the limits. There is no new
+            version then.
+        OSError: if the version cannot be written.
 
     Example:
 
@@ -136,13 +130,14 @@ def saved_model(
                 f"The index must have {widths[stored.output]} columns, as "
                 f"{stored.output}. Received: {stored.embeddings.shape[1]}."
             )
-    files = list(files or synthetic_files())
+    files = list(files or _synthetic_files())
     squares = _squares(files, image_size, resize)
     server = Server(
         outputs,
         image_size=image_size,
         resize=resize,
-        classifier=probe and (probe.kernel, probe.bias, list(labels or ())),
+        probe=probe,
+        labels=labels,
         index=stored,
         k=k,
     )
@@ -180,8 +175,8 @@ def saved_model(
     return checked
 
 
-def synthetic_files():
-    """Twelve image files of smooth noise, list of bytes."""
+def _synthetic_files():
+    """Returns twelve image files of smooth noise, as bytes."""
     rng = np.random.default_rng(0)
     files = []
     for i, size in enumerate([(320, 240), (90, 400), (33, 31), (256, 256)]):
@@ -199,32 +194,32 @@ def synthetic_files():
 def _check_probe(probe, labels, width):
     if (probe is None) != (labels is None):
         raise ValueError(
-            "`probe` and `labels`, the names of its classes, need each other. "
+            "Pass `probe` and the names of its classes, `labels`, together. "
             f"Received: {'labels' if probe is None else 'probe'} alone."
         )
     if probe is not None and probe.kernel.shape != (width, len(labels)):
         raise ValueError(
-            f"The probe must be of {width} features and {len(labels)} labels. "
+            f"The probe must have {width} features and {len(labels)} labels. "
             f"Received: a kernel of shape {tuple(probe.kernel.shape)}."
         )
 
 
 def _squares(files, image_size, resize):
-    """What evaluation makes of files, `[N, S, S, 3]`."""
+    """Decodes files as in evaluation, uint8 `[N, S, S, 3]`."""
     squares = []
     for position, file in enumerate(files):
         try:
             squares.append(EncodedImage(file).square(image_size, resize))
-        except Exception as error:  # of any kind: the data are damaged
+        except Exception as error:  # damaged data cause any kind
             raise ValueError(
-                "`files` must be images that can be decoded. Received: number "
+                "`files` must be whole image files. Received: number "
                 f"{position}: {error}."
             ) from error
     return np.stack(squares)
 
 
 def _requests(server, blank):
-    """A request for every signature."""
+    """Returns a request for every signature."""
     jpeg = tf.io.encode_jpeg(blank[0]).numpy()
     png = tf.io.encode_png(blank[0]).numpy()
     return [
@@ -237,7 +232,7 @@ def _requests(server, blank):
 
 
 def _check(outputs, folder, final, files, squares, resize, limits):
-    """Compares what was written with the Keras model, and refuses it."""
+    """Compares the SavedModel with the Keras model, and refuses it if wrong."""
     signatures = tf.saved_model.load(folder).signatures
     size = sum(
         os.path.getsize(os.path.join(root, name))
@@ -266,24 +261,24 @@ def _check(outputs, folder, final, files, squares, resize, limits):
         try:
             checked.refuse(limits or LIMITS["float32"])
         except ValueError as error:
-            others = _decoded_otherwise(files, squares, resize)
-            raise ValueError(f"{error} It was `{name}`. {others}") from None
+            cause = _decoder_differences(files, squares, resize)
+            raise ValueError(f"{error} Signature: `{name}`. {cause}") from None
     return checked
 
 
-def _decoded_otherwise(files, squares, resize):
-    """Says whether the server's decoder is at fault, or the network."""
+def _decoder_differences(files, squares, resize):
+    """Describes the differences of the decoder, to rule out the network."""
     pixels, _ = decode(tf.constant(files), squares.shape[1], resize)
     less = np.abs(pixels.numpy().astype(int) - squares)
     count = np.count_nonzero(less.any((1, 2, 3)))
     return (
-        f"Of {len(files)} files it decodes {count} otherwise than evaluation "
-        f"does, by at most {less.max()} grey levels."
+        f"The server decodes {count} of {len(files)} files differently from "
+        f"evaluation, by at most {less.max()} grey levels."
     )
 
 
 def _described(server):
-    """Inputs and outputs of each signature: names to dtypes and shapes."""
+    """Returns dtypes and shapes of the inputs and outputs of each signature."""
 
     def describe(specs):
         return {

@@ -1,38 +1,54 @@
-"""The functions of a server: from files or pixels to what a client asks for."""
+"""The signatures of a server, as TensorFlow functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from seed_tf.embeddings import l2_normalise
+from seed_tf.evaluation import ProbeResult
 from seed_tf.export.decoding import decode, square
+from seed_tf.export.index import StoredIndex
+from seed_tf.export.outputs import Outputs
 
-BATCH = 32  # images that are decoded, resized and embedded at a time
-_BLOCK = 65536  # rows of an index that are compared at a time
+BATCH = 32  # images to decode, resize and embed at a time
+_BLOCK = 65536  # rows of an index to compare at a time
 
 
 class Server(tf.Module):
-    """What a SavedModel consists of.
+    """The content of a SavedModel.
 
-    Memory does not grow with the batch but by inputs and outputs: all is done
-    `BATCH` images at a time.
+    Every function works on `BATCH` images at a time: beyond the inputs and
+    outputs, memory does not grow with the batch.
 
     Args:
-        outputs: `Outputs`, built.
-        image_size: int S, of what the network sees.
-        resize: int, what the shorter side is resized to before the crop.
-        classifier: None, or (kernel `[C, n]`, bias `[n]`, n labels).
-        index: None, or `index.StoredIndex`.
-        k: int, labels and neighbours that are answered at most.
+        outputs: the built network.
+        image_size: side S of the network's images.
+        resize: length of the shorter side before the crop.
+        probe: None, or the linear probe for `classify`.
+        labels: names of the probe's classes.
+        index: None, or the index for `nearest`.
+        k: largest number of labels and neighbours in an answer.
 
     Attributes:
-        functions: dict of signatures to functions of a tensor that give a dict.
+        functions: dict of signatures to functions from a tensor to a dict.
     """
 
     def __init__(
-        self, outputs, *, image_size, resize, classifier=None, index=None, k=10
-    ):
+        self,
+        outputs: Outputs,
+        *,
+        image_size: int,
+        resize: int,
+        probe: ProbeResult | None = None,
+        labels: Sequence[str] | None = None,
+        index: StoredIndex | None = None,
+        k: int = 10,
+    ) -> None:
         super().__init__()
         self._size, self._resize, self._k = image_size, resize, k
-        # Tracked without Keras: what loads this knows plain variables only.
+        # Track plain variables: a server does not know those of Keras.
         self.weights = [weight.value for weight in outputs.weights]
         side = image_size
         self._network = tf.function(
@@ -45,16 +61,15 @@ class Server(tf.Module):
             "serving_default": (self._embed_pixels, pixels),
             "serve_bytes": (self._embed_files, files),
         }
-        if classifier is not None:
-            kernel, bias, labels = classifier
-            self.kernel = tf.Variable(kernel, trainable=False)
-            self.bias = tf.Variable(bias, trainable=False)
-            self._labels = tf.constant(labels, tf.string)
+        if probe is not None:
+            self.kernel = tf.Variable(probe.kernel, trainable=False)
+            self.bias = tf.Variable(probe.bias, trainable=False)
+            self._labels = tf.constant(list(labels), tf.string)
             functions["classify"] = self._classify, files
         if index is not None:
             self._output = index.output
             self.index = tf.Variable(index.embeddings, trainable=False)
-            # An asset: TensorFlow copies the file, and servers read it once.
+            # An asset: TensorFlow copies the file, and a server reads it once.
             self.ids = tf.lookup.StaticHashTable(
                 tf.lookup.TextFileInitializer(
                     index.ids,
@@ -143,21 +158,20 @@ class Server(tf.Module):
 
 
 def _in_batches(function, spec):
-    """A function of a batch that another does `BATCH` rows at a time.
+    """Returns a function that applies another to `BATCH` rows at a time.
 
     Args:
-        function: of a tensor `[b, ...]` and the position of its first row, to
-            a dict of tensors `[b, n]`.
+        function: takes a tensor `[b, ...]` and the position of its first row,
+            and returns a dict of tensors `[b, n]`.
         spec: tf.TensorSpec of the whole batch.
     """
-
     part = tf.function(function).get_concrete_function(
         spec, tf.TensorSpec([], tf.int32)
     )
 
     @tf.function(input_signature=[spec])
     def run(images):
-        # Servers do not compare a request's shape with the signature.
+        # Servers do not check a request's shape.
         images = tf.ensure_shape(images, spec.shape)
         size = tf.shape(images)[0]
         arrays = {

@@ -1,4 +1,4 @@
-"""Version folders that appear whole or not at all."""
+"""Version folders of a model, which appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from seed_tf.io.files import atomic_folder
 from seed_tf.io.locks import folder_lock
 
-_UNFINISHED = ".unfinished"  # no number, so that no server takes it for one
+_UNFINISHED = ".unfinished"  # servers read numbers only
 
 
 def check_version(path: str, version: int | None = None) -> int:
-    """The number that a new version of a model gets.
+    """Returns the number of a new version of a model.
 
     Args:
-        path: str, folder of the model's versions, or where one is to be.
-        version: positive int, or None for the next one.
+        path: folder of the model's versions, which need not exist.
+        version: positive int, or None for the next number.
 
     Raises:
-        ValueError: if there is that version, or it is not positive.
+        ValueError: if the version exists, or is not positive.
     """
     names = os.listdir(path) if os.path.isdir(path) else []
     taken = {int(name) for name in names if name.isdecimal()}
@@ -28,7 +28,7 @@ def check_version(path: str, version: int | None = None) -> int:
         return max(taken, default=0) + 1
     if version < 1 or version in taken:
         raise ValueError(
-            "`version` must be a positive integer that is not taken. "
+            "`version` must be a new positive integer. "
             f"Received: version={version}; {path!r} has "
             f"{', '.join(map(str, sorted(taken))) or 'none'}."
         )
@@ -39,21 +39,21 @@ def check_version(path: str, version: int | None = None) -> int:
 def new_version(
     path: str, version: int | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Gives a folder to fill, which then becomes a version of a model.
+    """Yields a folder to fill, which then becomes a version of a model.
 
-    What an export that was killed has left is removed by the next one.
+    The next export removes the remains of a killed export.
 
     Args:
-        path: str, folder of the model's versions, made if missing.
-        version: as of `check_version`.
+        path: folder of the model's versions, made if missing.
+        version: see `check_version`.
 
     Yields:
-        The folder, and the path that it will have.
+        The folder to fill and its later path.
 
     Raises:
-        ValueError: as `check_version`, or if another process is exporting
-            to `path`.
-        OSError: if it cannot be written.
+        ValueError: if `version` is wrong, or another process exports to
+            `path`.
+        OSError: if the folder cannot be written.
     """
     with folder_lock(path):
         final = os.path.join(path, str(check_version(path, version)))

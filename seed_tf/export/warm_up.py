@@ -1,20 +1,25 @@
-"""Requests that TensorFlow Serving plays to a model before it is served."""
+"""Requests that warm a model up in TensorFlow Serving."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import tensorflow as tf
 
 
-def write_warm_up(folder, requests):
+def write_warm_up(
+    folder: str, requests: Iterable[tuple[str, dict[str, Any]]]
+) -> None:
     """Writes `assets.extra/tf_serving_warmup_requests`.
 
-    A TFRecord file of `tensorflow.serving.PredictionLog`. As the messages are
-    this small, their fields are written here by number: it needs none of
-    TensorFlow Serving's Python packages.
+    The file holds TFRecords of `tensorflow.serving.PredictionLog`. The code
+    writes their few fields by number, without TensorFlow Serving's packages.
 
     Args:
-        folder: str, of a SavedModel.
-        requests: list of pairs: a signature, and a dict of its inputs.
+        folder: folder of a SavedModel.
+        requests: pairs of a signature and its inputs.
     """
     path = os.path.join(folder, "assets.extra", "tf_serving_warmup_requests")
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -25,18 +30,18 @@ def write_warm_up(folder, requests):
 
 
 def _request(signature, inputs):
-    """`tensorflow.serving.PredictRequest`."""
-    # model_spec, its signature_name. Any model's name would do.
+    """Returns a serialised `tensorflow.serving.PredictRequest`."""
+    # model_spec.signature_name. The model's name may be empty.
     request = _field(1, _field(3, signature.encode()))
     for name, value in inputs.items():
         tensor = tf.make_tensor_proto(value).SerializeToString()
-        # inputs, a map: its entries have key and value.
+        # inputs, a map: each entry has a key and a value.
         request += _field(2, _field(1, name.encode()) + _field(2, tensor))
     return request
 
 
 def _field(number, content):
-    """A field of bytes, in protocol buffers' wire format."""
+    """Returns a field of bytes in the wire format of protocol buffers."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 

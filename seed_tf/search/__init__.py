@@ -1,8 +1,8 @@
-"""Search for images by image: an index of a folder, and a page to look at it.
+"""Search for images by image: an index of a folder, and a page in a browser.
 
-`build` embeds the images of a folder, `Index` finds neighbours among them,
-`ImageSearch` finds those of any picture, and `make_server` shows all that in a
-browser. Indexing and search are faiss's: the extra `search`.
+`build` embeds the images of a folder. `Index` finds the neighbours of an
+embedding, `ImageSearch` the neighbours of a picture. `make_server` shows both
+in a browser. faiss indexes and searches; install it with the extra `search`.
 """
 
 from seed_tf.search.building import build

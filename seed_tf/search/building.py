@@ -1,4 +1,4 @@
-"""Makes an index of a folder of images, or brings one up to date."""
+"""Makes an index of a folder of images, or updates an index."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from seed_tf.search import vectors
 from seed_tf.search.image_files import ImageFiles
 from seed_tf.search.index import FILES, Index
 
-SHARD = 2048  # images, that a killed process loses at most
-_BLOCK = 16384  # rows copied at a time
-# What an index must have in common with the images that are added to it.
+SHARD = 2048  # images that a killed process loses, at most
+_BLOCK = 16384  # rows to copy at a time
+# Settings that the index and new images must share.
 _SAME = ("fingerprint", "output", "image_size", "resize")
 
 
@@ -48,44 +48,41 @@ def build(
     batch_size: int = 64,
     log: Callable[[str], object] = print,
 ) -> Index:
-    """Embeds the images of a folder, those that the index does not have yet.
+    """Embeds the images of a folder, and indexes the embeddings.
 
-    The index becomes that of the folder as it is: images that are new or have
-    changed (by path, size and time of modification) are embedded, those that
-    are gone are dropped. Files that cannot be read are left out and named;
-    the next call tries them again.
+    An existing index is updated to the folder's present content: `build`
+    embeds new and changed images (by path, size and time of modification) and
+    drops missing images. It skips and lists damaged files; the next call tries
+    them again.
 
-    A process killed at any moment loses no more than the last 2,048 images:
-    the same call goes on, to the same index. Until the new index is whole the
-    old one stays as it is. Of each image memory holds some 100 bytes.
+    A killed process loses at most its last 2,048 images, and the same call
+    continues. The old index stays until the new index is whole. Memory holds
+    about 100 bytes per image.
 
     Args:
-        path: folder of the index, made if missing, of
+        path: folder of the index, made if missing, with
 
             - `embeddings.npy`, float32 `[N, D]`, L2-normalised;
             - `paths.txt`, N lines, the images' paths below `images`;
-            - `index.faiss`, what faiss searches in;
-            - `keys.npy`, by which files are known again;
+            - `index.faiss`, the index of faiss;
+            - `keys.npy`, N digests to recognise files;
             - `index.json`: `encoder`, its `fingerprint`, `output`,
               `image_size`, `resize`, `images`, `count` (N), `dim` (D),
               `corrupt`, `search`, `created`.
-        images: folder; all image files below it are taken.
-        encoder: str, as `seed_tf.checkpoints.load_encoder` takes it.
-        image_size: positive int, S, side of the centre crops, which are cut
-            out of images resized as 256 is to 224; by default the size that
-            the encoder was trained at.
+        images: folder; includes all image files in its subfolders.
+        encoder: see `seed_tf.checkpoints.load_encoder`.
+        image_size: positive int, S, side of the centre crops; by default the
+            encoder's training size. Before the crop, images are resized to a
+            shorter side of S * 256 / 224.
         output: "features" or "embeddings", see `seed_tf.evaluation.embed`.
             The paper evaluates features; embeddings are smaller.
-        batch_size: positive int, images run at a time.
+        batch_size: positive int, images to embed at a time.
         log: function of one str, for progress.
 
-    Returns:
-        `Index`.
-
     Raises:
-        ValueError: if a folder or the encoder cannot be read, no image can,
-            the index has another encoder, output or size of images, or another
-            process is at it.
+        ValueError: if a folder, the encoder or every image is unreadable, the
+            index has another encoder, output or size of images, or another
+            process writes the index.
         OSError: if the index cannot be written.
     """
     vectors.import_faiss()
@@ -116,8 +113,8 @@ def build(
 class _Builder:
     """One call of `build`.
 
-    Beside the index lie `shards`, what this and killed calls have embedded,
-    and `ready`, an index that is whole and about to take the old one's place.
+    Beside the index lie the folders `shards`, with embeddings by this and by
+    killed calls, and `ready`, with a whole index to replace the old index.
     """
 
     def __init__(self, path, config, log):
@@ -152,7 +149,7 @@ class _Builder:
         if not here.any():
             name, why = next(iter(corrupt.files.items()))
             raise ValueError(
-                f"Not one of {len(here):,} images in {images!r} can be read. "
+                f"All {len(here):,} images in {images!r} are damaged. "
                 f"The first: {name} ({why})."
             )
         count = int(here.sum())
@@ -183,7 +180,7 @@ class _Builder:
         return os.path.join(self._path, name)
 
     def _compare(self, file):
-        """Refuses what would not fit the index that is there."""
+        """Raises ValueError if an existing index has other settings."""
         earlier = read_json(file, None)
         if earlier is None:
             return
@@ -193,25 +190,25 @@ class _Builder:
         )
         if different := differences(there, here):
             raise ValueError(
-                f"{self._path!r} holds an index made by "
-                f"{earlier.get('encoder')!r}, and embeddings of "
-                f"{self._config['encoder']!r} do not mix with it. "
-                f"{'; '.join(different)}. Give the same settings, choose "
-                "another folder, or remove that one."
+                f"{self._path!r} holds an index by "
+                f"{earlier.get('encoder')!r}, which cannot take embeddings by "
+                f"{self._config['encoder']!r}. "
+                f"{'; '.join(different)}. Pass the same settings, choose "
+                "another folder, or remove the old index."
             )
 
     def _earlier(self):
-        """Embeddings and keys of the index that is there, empty without one."""
+        """Returns embeddings and keys of the old index, or empty arrays."""
         if os.path.exists(self._file("index.json")):
             try:
                 index = Index(self._path)
                 return index.embeddings, index.keys
             except ValueError as error:
-                self._log(f"{error} It is made anew.")
+                self._log(f"{error} Making a new index.")
         return np.array([]), np.array([], "S16")
 
     def _read_unfinished(self, listing, here, corrupt):
-        """Marks the files in shards; a mask `[N]` of those that failed."""
+        """Marks files in shards, and returns a mask `[N]` of damaged files."""
         failed = np.zeros(len(here), bool)
         for shard in self._read_shards():
             here[_found(listing.find(shard["keys"]))] = True
@@ -234,13 +231,13 @@ class _Builder:
         free = shutil.disk_usage(self._path).free
         if free < needed:
             raise OSError(
-                f"No space left for the index: the disk of {self._path!r} has "
-                f"{free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB may "
-                "be needed."
+                "No space left for the index: it needs up to "
+                f"{needed / 1e6:,.0f} MB. The disk of {self._path!r} has "
+                f"{free / 1e6:,.0f} MB free."
             )
 
     def _embed(self, embed, listing, pending, batch_size, corrupt, here):
-        """Embeds the files of these numbers into shards, and marks them."""
+        """Embeds pending files into shards, and marks the files in `here`."""
         if not len(pending):
             return
         os.makedirs(self._shards, exist_ok=True)
@@ -278,7 +275,7 @@ class _Builder:
             report(done)
 
     def _batches(self, listing, pending, batch_size, corrupt):
-        """Batches of squares, and of the numbers of their files."""
+        """Returns batches of squares and of their files' numbers."""
         source = _Pending(listing, pending)
         sampler = Sampler.once(source.size, batch_size)
         squares = pipeline.squares(
@@ -287,7 +284,7 @@ class _Builder:
         return pipeline.decoded(source, sampler, squares, corrupt).prefetch(2)
 
     def _assemble(self, listing, here, earlier, old_keys, summary):
-        """Writes the new index beside the old, whole or not at all."""
+        """Writes the new index to `ready`, whole or not at all."""
         place = np.cumsum(here) - 1
 
         def sources():
@@ -316,7 +313,7 @@ class _Builder:
             write_json(config, summary)
 
     def _take_over(self):
-        """Puts an index that is ready in its place, also after a crash."""
+        """Moves a whole index from `ready` to its place, also after a crash."""
         if not os.path.isdir(self._ready):
             return
         for name in FILES:
@@ -327,7 +324,7 @@ class _Builder:
 
 
 class _Pending(Source):
-    """The listed files of some numbers. Their labels are these numbers."""
+    """The listed files with the given numbers, which serve as labels."""
 
     def __init__(self, listing, numbers):
         self._listing, self._numbers = listing, numbers

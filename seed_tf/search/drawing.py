@@ -1,4 +1,4 @@
-"""Pictures and their neighbours, as a figure."""
+"""Figures of pictures and their neighbours."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _show(axes, file, title, **font):
     try:
         with open(file, "rb") as f:
             pixels = EncodedImage(f.read()).square(_SIDE, _SIDE)
-    except Exception:  # gone or damaged since it was embedded
+    except Exception:  # removed or damaged since its embedding
         pixels = np.full([_SIDE, _SIDE, 3], 220, np.uint8)
     axes.imshow(pixels)
     axes.set_title(title, fontsize=8, **font)

@@ -1,10 +1,13 @@
 """The image files below a folder, with keys that change with a file."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import mmap
 import os
 import tempfile
+from typing import IO
 
 import numpy as np
 
@@ -12,16 +15,16 @@ from seed_tf.datasets.folders import EXTENSIONS, image_files
 
 
 class Lines:
-    """The lines of a UTF-8 file, of any size, none of them held in memory.
+    """The lines of a UTF-8 file of any size, which stay on disk.
 
     Args:
-        file: an open file whose every line, of which there is one at least,
-            ends in a newline. It may be closed afterwards.
+        file: open file with at least one line. Every line must end in a
+            newline. The caller may close the file afterwards.
     """
 
     _block = 1 << 24
 
-    def __init__(self, file):
+    def __init__(self, file: IO[bytes]) -> None:
         self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         view = np.frombuffer(self._text, np.uint8)
         self._ends = np.concatenate(
@@ -31,10 +34,10 @@ class Lines:
             ]
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, row):
+    def __getitem__(self, row: int) -> str:
         start = self._ends[row - 1] + 1 if row else 0
         return self._text[start : self._ends[row]].decode()
 
@@ -42,10 +45,10 @@ class Lines:
 class ImageFiles:
     """All image files below a folder, in a fixed order.
 
-    Files come folder by folder, sorted by name. Links are followed, but not
-    into a folder that one is already in; hidden files and folders are left
-    out. A file is known again by its key, a digest of its path, size and time
-    of modification. Memory holds 32 bytes of each.
+    Files come folder by folder, sorted by name. The list follows links, except
+    into a parent folder, and skips hidden files and folders. A file's key is a
+    digest of its path, size and time of modification. Memory holds 32 bytes
+    per file.
 
     Args:
         root: folder.
@@ -53,14 +56,15 @@ class ImageFiles:
     Attributes:
         paths: `Lines`, relative to the folder.
         keys: `[N]` array of 16 bytes, the digests.
-        refused: dict of paths to why they cannot be listed.
+        refused: dict of unusable paths to the reasons.
 
     Raises:
         ValueError: if a folder cannot be read, or there are no images.
     """
 
-    def __init__(self, root):
-        self.root, self.refused = root, {}
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.refused: dict[str, str] = {}
         keys = bytearray()
         with tempfile.TemporaryFile() as names:
             for file in image_files(root):
@@ -80,8 +84,8 @@ class ImageFiles:
         self.keys = np.frombuffer(keys, "S16")
         self._sorted = np.argsort(self.keys)
 
-    def find(self, keys):
-        """The numbers of the files with these keys, -1 where there is none."""
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Returns the numbers of the files with these keys, -1 if missing."""
         places = np.searchsorted(self.keys, keys, sorter=self._sorted)
         numbers = self._sorted[np.minimum(places, len(self.keys) - 1)]
         return np.where(self.keys[numbers] == keys, numbers, -1)
@@ -90,12 +94,12 @@ class ImageFiles:
 def _status(file: str) -> os.stat_result:
     try:
         return os.stat(file)
-    except OSError:  # a broken link: it will fail to be read
+    except OSError:  # a broken link, which fails later
         return os.lstat(file)
 
 
 def _unfit(path):
-    """Why a path cannot be a line of text; empty if it can."""
+    """Returns why a path cannot be a line of text, or an empty str."""
     if len(path.splitlines()) != 1:
         return "its name has a line break"
     try:

@@ -1,4 +1,4 @@
-"""An index of images, and the search in it by images."""
+"""An index of images, and search by image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seed_tf.io.fingerprints import fingerprint
 from seed_tf.search import vectors
 from seed_tf.search.image_files import Lines
 
-# The last one is written last: with it, all are there.
+# `build` writes the files in this order: with the last, the index is whole.
 FILES = (
     "embeddings.npy",
     "paths.txt",
@@ -28,19 +28,19 @@ FILES = (
 
 
 class Index:
-    """An index that `build` made, read from disk as far as it is needed.
+    """An index by `build`, which stays on disk.
 
     Args:
-        path: its folder.
+        path: folder of the index.
 
     Attributes:
         config: dict, `index.json`.
         embeddings: float32 `[N, D]`, L2-normalised, memory-mapped.
         paths: sequence of N str, below `config["images"]`.
-        keys: `[N]` 16 bytes each, which differ between versions of a file.
+        keys: `[N]` digests of 16 bytes, which change with a file.
 
     Raises:
-        ValueError: if there is no index, or it is not whole.
+        ValueError: if there is no index, or the index is damaged.
     """
 
     def __init__(self, path: str) -> None:
@@ -83,16 +83,16 @@ class Index:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images most similar to each query, by cosine.
 
-        Above 100,000 images one in a hundred may be missed; the similarities
-        of those that are found are exact.
+        With more than 100,000 images, search may miss one in a hundred. The
+        similarities are always exact.
 
         Args:
             queries: float `[Q, D]`, not all zeros in a row.
-            k: positive int; no more than all images come back.
+            k: positive int, number of images.
 
         Returns:
             `(similarities [Q, k] float32, rows [Q, k] int64)`, the most
-            similar first; of equally similar ones the lower row.
+            similar first, then by row. With N < k images, N columns.
 
         Raises:
             ValueError: if the width differs or `k` is not positive.
@@ -107,7 +107,7 @@ class Index:
             raise ValueError(f"`k` must be positive. Received: k={k}.")
         k = min(k, len(self))
         queries = l2_normalise(queries)
-        # faiss's own similarities are rounded, and equals in any order.
+        # faiss rounds similarities, and orders equal ones arbitrarily.
         _, candidates = self._vectors.search(
             queries, min(max(4 * k, 64), len(self))
         )
@@ -117,7 +117,7 @@ class Index:
             zip(queries, candidates, strict=True)
         ):
             found = np.sort(found[found >= 0])
-            if len(found) < k:  # too few in the clusters that were looked at
+            if len(found) < k:  # too few in the searched clusters
                 values, found = nearest_neighbours(
                     self.embeddings, query[None], k
                 )
@@ -129,7 +129,7 @@ class Index:
         return similarities, rows
 
     def others(self, row: int, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the images most similar to one of the index, without it.
+        """Returns the images most similar to an indexed image, except itself.
 
         Args:
             row: int in [0, N).
@@ -141,7 +141,7 @@ class Index:
         (similarities,), (rows,) = self.search(
             self.embeddings[row][None], k + 1
         )
-        # Of equal images another may have pushed it out.
+        # The image itself is missing if k + 1 equal images precede it.
         keep = np.flatnonzero(rows != row)[:k]
         return similarities[keep], rows[keep]
 
@@ -151,22 +151,23 @@ class Index:
     def _damaged(self, reason):
         return ValueError(
             f"The index {self.path!r} is damaged or being replaced: {reason}. "
-            "Give the command that made it again, or remove the folder first."
+            "Build the index again, if necessary after removing its folder."
         )
 
 
 class ImageSearch:
-    """Finds the images of an index that are most similar to a picture.
+    """Finds the indexed images that are most similar to a picture.
 
-    A picture is treated as the images of the index were. May be called from
-    many threads; one picture is embedded at a time.
+    Resizes and crops the picture like the indexed images. Threads may share
+    an `ImageSearch`; it embeds one picture at a time.
 
     Args:
-        index: `Index`.
-        encoder: path of the encoder, if it has moved since `build`.
+        index: the images to search.
+        encoder: path of the encoder, if the encoder has moved since `build`.
 
     Raises:
-        ValueError: if the encoder cannot be read, or is another one.
+        ValueError: if the encoder cannot be read, or its weights differ from
+            the index's encoder.
     """
 
     def __init__(self, index: Index, encoder: str | None = None) -> None:
@@ -176,13 +177,13 @@ class ImageSearch:
             model = load_encoder(encoder or config["encoder"])
         except ValueError as error:
             raise ValueError(
-                f"The encoder of {index.path!r} cannot be loaded. If it "
-                f"has moved, give its place as `encoder`. {error}"
+                f"The encoder of {index.path!r} cannot be loaded. If the "
+                f"encoder has moved, pass its path as `encoder`. {error}"
             ) from error
         found = fingerprint(model)
         if found != config["fingerprint"]:
             raise ValueError(
-                f"{index.path!r} was made by {config['encoder']!r} with "
+                f"{index.path!r} needs the encoder {config['encoder']!r} with "
                 f"fingerprint {config['fingerprint']}. Received: "
                 f"{encoder or config['encoder']!r} with fingerprint {found}."
             )
@@ -202,32 +203,27 @@ class ImageSearch:
             float32 `[D]`, L2-normalised.
 
         Raises:
-            ValueError: if this is no image that can be decoded.
+            ValueError: if the data are no readable image.
         """
         config = self.index.config
         with self._lock:
             try:
                 image = EncodedImage(data)
                 square = image.square(config["image_size"], config["resize"])
-            except Exception as error:  # of any kind: the data are damaged
+            except Exception as error:  # damaged data cause any kind
                 reason = " ".join(str(error).split()).removesuffix(".")
-                raise ValueError(
-                    f"Not an image that can be read: {reason}."
-                ) from error
+                raise ValueError(f"Not a readable image: {reason}.") from error
             return l2_normalise(self._embed(square[None]))[0]
 
     def search(self, data: bytes, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the images most similar to a picture.
+        """Returns the images most similar to a picture, see `Index.search`.
 
         Args:
-            data: bytes of an image file.
-            k: positive int.
+            data: bytes of an image file, see `embed`.
+            k: positive int, number of images.
 
         Returns:
-            `(similarities [k] float32, rows [k] int64)`, see `Index.search`.
-
-        Raises:
-            ValueError: if this is no image, or `k` is not positive.
+            `(similarities [k] float32, rows [k] int64)`.
         """
         (similarities,), (rows,) = self.index.search(self.embed(data)[None], k)
         return similarities, rows

@@ -1,4 +1,4 @@
-"""A small web page on this machine: pick or bring a picture, see neighbours."""
+"""A local web page: choose a picture, see its neighbours."""
 
 from __future__ import annotations
 
@@ -44,27 +44,26 @@ def make_server(
 ) -> http.server.ThreadingHTTPServer:
     """Returns an HTTP server of the page, on 127.0.0.1 only.
 
-    Besides the page it answers, in JSON,
+    Besides the page, the server answers with JSON to
 
     - `GET /api/info`: encoder, number of images, limits;
-    - `GET /api/random?count=24`: numbers of images;
-    - `GET /api/neighbours/<number>?k=24`: of an image of the index;
-    - `POST /api/search?k=24`: of the image file in the body;
+    - `GET /api/random?count=24`: random images;
+    - `GET /api/neighbours/<number>?k=24`: neighbours of an indexed image;
+    - `POST /api/search?k=24`: neighbours of the image file in the body;
 
-    and `GET /thumbnail/<number>`: a JPEG. Files are named by their numbers
-    only. Errors have a status of 400 and more, and `{"error": ...}`.
+    and with a JPEG to `GET /thumbnail/<number>`. Requests name files by number
+    only. Errors have a status of at least 400, and `{"error": ...}`.
 
     Args:
-        search: `ImageSearch`, or a function that makes it: it is called when
-            the port is taken and not open yet.
-        port: int; 0 for any that is free.
+        search: `ImageSearch`, or a function that returns one. `make_server`
+            calls the function after binding the port, before opening it.
+        port: int; 0 for any free port.
 
     Returns:
-        `http.server.ThreadingHTTPServer`: `serve_forever()` answers,
-        `server_port` is the port.
+        A server on `server_port`, which answers in `serve_forever()`.
 
     Raises:
-        OSError: if the port cannot be had.
+        OSError: if the port cannot be opened.
     """
     server = _Server((HOST, port), _Handler, bind_and_activate=False)
     try:
@@ -89,13 +88,13 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def server_bind(self):
-        # Not HTTPServer's, which asks the network for this host's name.
+        # HTTPServer's method asks the network for this host's name.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
 
 
-class _Refused(Exception):  # noqa: N818 - it is an answer
-    """An answer other than the one that was asked for."""
+class _Refused(Exception):  # noqa: N818 - an answer
+    """An answer with an error status."""
 
     def __init__(self, status, message):
         super().__init__(message)
@@ -106,7 +105,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "seed_tf", ""
-    timeout = 60  # seconds, for a client that says nothing
+    timeout = 60  # seconds to wait for a silent client
 
     def do_GET(self):
         self._answer(self._get)
@@ -128,13 +127,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except _Refused as refused:
             self._send_error(refused.status, str(refused))
         except (ConnectionError, TimeoutError):
-            self.close_connection = True  # nobody listens any more
+            self.close_connection = True  # the client is gone
         except Exception:
             logging.exception("%s %s failed.", self.command, self.path)
-            self._send_error(500, "Something went wrong; see the log.")
+            self._send_error(500, "The server failed; see its log.")
 
     def _check_host(self):
-        """Refuses other sites' names that were made to lead here."""
+        """Refuses other host names that resolve to this machine."""
         host = self.headers.get("Host", "").rpartition(":")
         if (host[0] or host[2]) not in (HOST, "localhost"):
             raise _Refused(403, "This page is for this machine only.")
@@ -183,26 +182,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         )
 
     def _refuse_method(self, path, query, allowed="GET, POST"):
-        self.close_connection = True  # the body was not read
+        self.close_connection = True  # the body is unread
         raise _Refused(405, f"Expected {allowed}. Received: {self.command}.")
 
     def _body(self):
-        self.close_connection = True  # until all of it has been read
+        self.close_connection = True  # until the whole body is read
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,18}", length):
             raise _Refused(411, "Expected a Content-Length.")
         if int(length) > MAX_UPLOAD:
-            # Who is cut off while sending does not read the answer.
+            # Read on: a client reads no answer before it has sent the body.
             for _ in range(min(int(length), 8 * MAX_UPLOAD) >> 20):
                 self.rfile.read(1 << 20)
             raise _Refused(
                 413,
-                f"The picture is too large: {int(length) / 1e6:,.1f} MB, and "
-                f"at most {MAX_UPLOAD / 1e6:,.1f} MB are taken.",
+                f"The picture is too large: {int(length) / 1e6:,.1f} MB. "
+                f"Expected at most {MAX_UPLOAD / 1e6:,.1f} MB.",
             )
         data = self.rfile.read(int(length))
         if len(data) < int(length):
-            raise _Refused(400, "The picture did not arrive as a whole.")
+            raise _Refused(400, "The picture is incomplete.")
         self.close_connection = False
         return data
 
@@ -224,7 +223,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _image(self, row):
         index = self.server.search.index
-        # The version makes the address that of this picture for ever.
+        # With the version, browsers may cache the address for ever.
         version = index.keys[row].hex()
         return {
             "number": int(row),
@@ -274,10 +273,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send_json({"error": message}, status, **headers)
 
     def send_error(self, code, message=None, explain=None):
-        """Answers what http.server itself refuses, as everything else."""
+        """Answers in JSON to requests that http.server refuses."""
         self.close_connection = True
-        self.request_version = self.protocol_version  # it may be unknown
-        self._send_error(int(code), message or "That is no HTTP request.")
+        self.request_version = self.protocol_version  # may be missing
+        self._send_error(int(code), message or "Not an HTTP request.")
 
     def _send(self, status, kind, data, cache, **headers):
         self.send_response(status)
@@ -297,7 +296,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _number(query, name, default=24):
-    """An int of the query, in [1, 200]."""
+    """Returns an int of the query, in [1, 200]."""
     text = query.get(name, [str(default)])[-1]
     if not re.fullmatch(r"\d{1,9}", text) or not 1 <= int(text) <= _MOST:
         raise _Refused(
@@ -309,7 +308,7 @@ def _number(query, name, default=24):
 
 
 def _thumbnail(data):
-    """The central square of an image file, as a small JPEG."""
+    """Returns the central square of an image file as a small JPEG."""
     image = EncodedImage(data)
     side = min(image.height, image.width)
     box = (image.height - side) // 2, (image.width - side) // 2, side, side

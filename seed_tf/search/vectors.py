@@ -1,4 +1,4 @@
-"""The nearest rows of a matrix, exactly or nearly, with faiss."""
+"""faiss: the nearest rows of a matrix, exact or approximate."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 from seed_tf.io.extras import extra
 
-# Up to here all rows are compared, which takes milliseconds.
+# Comparing so many rows takes milliseconds.
 EXACT = 100_000
-_BLOCK = 65536  # rows added at a time
+_BLOCK = 65536  # rows to add at a time
 
 
 def import_faiss() -> Any:
     """Returns the module faiss; ValueError if it is not installed."""
-    # faiss logs which of its builds it tries to load.
+    # faiss logs every attempt to load one of its builds.
     logging.getLogger("faiss").setLevel(logging.WARNING)
     with extra("search", "Indexes"):
         import faiss
@@ -26,7 +26,7 @@ def import_faiss() -> Any:
 
 
 def method(count: int) -> str:
-    """Returns how to search that many rows: "exact" or "approximate"."""
+    """Returns the search method for a number of rows, as in `index.json`."""
     return "exact" if count <= EXACT else "approximate"
 
 
@@ -35,13 +35,14 @@ def write(
 ) -> None:
     """Writes faiss's index of unit vectors.
 
-    Up to 100,000 rows it compares all. Above it compares those of the nearest
-    64th of some 4 sqrt(N) clusters, at a byte per number: candidates, of which
-    `Index` computes the similarities anew.
+    With up to 100,000 rows, faiss compares all. With more, it groups the rows
+    in about 4 sqrt(N) clusters, and compares rows of the nearest 1/64 of the
+    clusters, rounded to a byte per number. `Index` computes the similarities of
+    these candidates again.
 
     Args:
         rows: float32 `[N, D]`, may be memory-mapped.
-        path: file.
+        path: file to write.
         log: function of one str.
 
     Raises:
@@ -53,7 +54,7 @@ def write(
         index = faiss.IndexFlatIP(dim)
     else:
         lists = round(4 * math.sqrt(count))
-        log(f"Grouping {count:,} images around {lists:,} centres ...")
+        log(f"Grouping {count:,} images in {lists:,} clusters ...")
         index = faiss.index_factory(
             dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT
         )
@@ -71,6 +72,6 @@ def write(
 
 
 def read(path: str) -> Any:
-    """Opens faiss's index; its vectors stay on disk."""
+    """Opens faiss's index. The vectors stay on disk."""
     faiss = import_faiss()
     return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)

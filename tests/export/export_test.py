@@ -379,7 +379,7 @@ class SavedModelTest(parameterized.TestCase):
             "| gap, at the end",
             "75.0 %",
             "`ids` string [?, 10]",
-            "resized to 18 pixels",
+            "shorter side to 18 pixels",
             "models/birds:predict",
             fingerprint(self.encoder),
         ):
@@ -447,7 +447,7 @@ class ExportTest(parameterized.TestCase):
             self.export(probe=self.probe, labels=["a", "b"])
 
     @parameterized.parameters(
-        ({"fingerprint": "0"}, "made otherwise: fingerprint: '0' there"),
+        ({"fingerprint": "0"}, "does not fit .*: fingerprint: '0' there"),
         ({"image_size": 8}, "image_size: 8 there, 16 here"),
         ({"output": "embeddings"}, "must have 6 columns, as embedding"),
     )
@@ -468,8 +468,8 @@ class ExportTest(parameterized.TestCase):
         limits = Limits(difference=-1.0, cosine=0.0, agreement=0.0)
         with self.assertRaisesRegex(
             ValueError,
-            "Nothing was written.*It was `serving_default`. Of 12 files it "
-            "decodes 0 otherwise",
+            "Nothing was written.*Signature: `serving_default`. The server "
+            "decodes 0 of 12 files differently",
         ):
             self.export(limits=limits)
         self.assertEmpty(os.listdir(self.path))
@@ -480,8 +480,8 @@ class ExportTest(parameterized.TestCase):
             mock.patch.object(EncodedImage, "square") as square,
             self.assertRaisesRegex(
                 ValueError,
-                "is not the Keras model.*It was `serve_bytes`. Of 12 files it "
-                r"decodes 12 otherwise than evaluation does, by at most \d+ ",
+                "is not the Keras model.*Signature: `serve_bytes`. The server "
+                r"decodes 12 of 12 files differently .*, by at most \d+ ",
             ),
         ):
             square.return_value = np.full([SIZE, SIZE, 3], 200, np.uint8)

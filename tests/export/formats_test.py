@@ -346,10 +346,10 @@ class RefusalTest(parameterized.TestCase):
             self.assertEqual(file.read(), "the one before")
 
     @parameterized.parameters(
-        ({"cosine": 0.5}, "mean cosine with it is 0.500000, the limit is 0.9"),
+        ({"cosine": 0.5}, "mean cosine is 0.500000, the limit is 0.9"),
         ({"agreement": 0.2}, "0.200 of an image's .* the limit is 0.5"),
         ({"difference": float("nan")}, "differs by nan"),
-        ({"cosine": float("nan")}, "mean cosine with it is nan"),
+        ({"cosine": float("nan")}, "mean cosine is nan"),
     )
     def test_limits(self, changed, message):
         values = {"difference": 0.0, "cosine": 1.0, "agreement": 1.0} | changed

@@ -345,8 +345,7 @@ class SearchPageTest(absltest.TestCase):
             )
             self.assertEqual(
                 browser.run(text("error")),
-                "The picture is too large: 32.1 MB, and at most 32.0 MB are "
-                "taken.",
+                "The picture is too large: 32.1 MB. Expected at most 32.0 MB.",
             )
             self.assertFalse(
                 browser.run("document.getElementById('error').hidden")
@@ -365,7 +364,7 @@ class SearchPageTest(absltest.TestCase):
             browser.wait("!document.getElementById('error').hidden")
             self.assertRegex(
                 browser.run(text("error")),
-                "^Not an image that can be read: not a JPEG",
+                "^Not a readable image: not a JPEG",
             )
             self.expect(embedding)  # what was there stays
             (problem,) = browser.problems()  # the browser tells of the status

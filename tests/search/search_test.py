@@ -323,7 +323,7 @@ class BuildTest(Folder):
         for path in self.photos.rglob("*.*"):
             path.write_text("no image")
         with self.assertRaisesRegex(
-            ValueError, "Not one of 23 images .* can be read. The first: .* \\("
+            ValueError, "All 23 images .* are damaged. The first: .* \\("
         ):
             self.build()
         with self.assertRaisesRegex(ValueError, "unfinished"):
@@ -583,13 +583,13 @@ class ImageSearchTest(Folder):
             b"words": "not a JPEG",
             encoded(picture(0))[:-40]: "",
         }.items():
-            with self.assertRaisesRegex(ValueError, f"can be read: .*{why}"):
+            with self.assertRaisesRegex(ValueError, f"readable image: .*{why}"):
                 images.embed(data)
 
     def test_encoder_is_gone_or_another(self):
         moved = str(self.folder / "moved.keras")
         os.rename(self.encoder, moved)
-        with self.assertRaisesRegex(ValueError, "give its place as `encoder`"):
+        with self.assertRaisesRegex(ValueError, "pass its path as `encoder`"):
             search.ImageSearch(self.found)
         search.ImageSearch(self.found, moved)
         model = keras.saving.load_model(moved)
@@ -796,7 +796,10 @@ class ServerTest(Folder):
     def test_uploads_that_are_too_large(self):
         with mock.patch.object(server, "MAX_UPLOAD", 1_000_000):
             self.refused(
-                413, "2.0 MB, and at most 1.0", "/api/search", bytes(2_000_000)
+                413,
+                "2.0 MB. Expected at most 1.0",
+                "/api/search",
+                bytes(2_000_000),
             )
         answer = self.raw(
             b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
@@ -941,7 +944,7 @@ class LauncherTest(Folder):
             (["serve", f"--index={self.folder}"], "holds no index"),
             (
                 ["query", index, f"--image={self.photos}/broken.jpg"],
-                "'.*broken.jpg': Not an image that can be read: not a JPEG",
+                "'.*broken.jpg': Not a readable image: not a JPEG",
             ),
             (
                 ["query", index, "--image=/nowhere.jpg"],

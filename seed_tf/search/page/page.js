@@ -96,7 +96,7 @@ const neighbours = (number) => show("Nearest neighbours", async () => {
 const upload = (file) => show("Nearest neighbours", async () => {
   if (file.size > maxUpload) {
     throw new Error(`The picture is too large: ${(file.size / 1e6).toFixed(1)}`
-      + ` MB, and at most ${(maxUpload / 1e6).toFixed(1)} MB are taken.`);
+      + ` MB. Expected at most ${(maxUpload / 1e6).toFixed(1)} MB.`);
   }
   const found = await ask(`/api/search?k=${K}`, { method: "POST", body: file });
   if (preview) URL.revokeObjectURL(preview);
@@ -144,7 +144,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     event.preventDefault();
     document.body.classList.toggle("over", kind === "dragover");
     if (kind === "drop") {
-      bring(event.dataTransfer.files, "What was dropped is no file.");
+      bring(event.dataTransfer.files, "Only image files can be dropped here.");
     }
   });
 }
