@@ -230,7 +230,7 @@ def compare(
     Args:
         expected: the Keras model.
         actual: the exported file.
-        images: `[N, S, S, 3]` uint8.
+        images: `[N, S, S, 3]` uint8, or N arguments of another kind.
     """
     names = "largest_difference", "least_cosine", "mean_cosine", "agreement"
     fields: dict[str, dict[str, float]] = {name: {} for name in names}

@@ -220,13 +220,10 @@ def _squares(files, image_size, resize):
 
 def _requests(server, blank):
     """Returns a request for every signature."""
-    jpeg = tf.io.encode_jpeg(blank[0]).numpy()
-    png = tf.io.encode_png(blank[0]).numpy()
+    encoders = tf.io.encode_jpeg, tf.io.encode_png
+    files = [encode(blank[0]).numpy() for encode in encoders]
     return [
-        (
-            name,
-            {"images": blank if name == "serving_default" else [jpeg, png]},
-        )
+        (name, {"images": blank if name == "serving_default" else files})
         for name in server.functions
     ]
 
@@ -239,10 +236,13 @@ def _check(outputs, folder, final, files, squares, resize, limits):
         for root, _, names in os.walk(folder)
         for name in names
     )
-    numbers = np.arange(len(files))
+
+    def expected(rows):
+        return outputs.predict_on_batch(squares[rows])
+
     for name, inputs in (("serving_default", squares), ("serve_bytes", files)):
 
-        def run(rows, signature=signatures[name], inputs=inputs):
+        def actual(rows, signature=signatures[name], inputs=inputs):
             return signature(tf.gather(inputs, rows))
 
         checked = ParityReport(
@@ -252,11 +252,7 @@ def _check(outputs, folder, final, files, squares, resize, limits):
             bytes=size,
             image_size=squares.shape[1],
             images=len(files),
-            **compare(
-                lambda rows: outputs.predict_on_batch(squares[rows]),
-                run,
-                numbers,
-            ),
+            **compare(expected, actual, np.arange(len(files))),
         )
         try:
             checked.refuse(limits or LIMITS["float32"])

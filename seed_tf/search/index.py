@@ -132,8 +132,8 @@ class Index:
         """Returns the images most similar to an indexed image, except itself.
 
         Args:
-            row: int in [0, N).
-            k: positive int.
+            row: int in [0, N), number of the image.
+            k: positive int, number of images.
 
         Returns:
             `(similarities [k] float32, rows [k] int64)`.

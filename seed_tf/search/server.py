@@ -141,7 +141,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _get(self, path, query):
         if path in _PAGE:
             name, kind = _PAGE[path]
-            self._send(200, kind, _read(name), "no-cache")
+            file = importlib.resources.files("seed_tf.search") / "page" / name
+            self._send(200, kind, file.read_bytes(), "no-cache")
         elif path == "/api/info":
             self._send_json(self._info())
         elif path == "/api/random":
@@ -316,8 +317,3 @@ def _thumbnail(data):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
     return file.getvalue()
-
-
-def _read(name):
-    page = importlib.resources.files("seed_tf.search") / "page"
-    return (page / name).read_bytes()
