@@ -1,9 +1,11 @@
-"""absl's temporary folders under pytest, and what no test may leave."""
+"""Set-up of every test process, and what no test may leave behind."""
 
 import keras
 import pytest
 from absl import flags
+from helpers.devices import two_logical_cpus
 
+two_logical_cpus()
 flags.FLAGS.mark_as_parsed()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.devices import two_logical_cpus
 
 import seed_tf
 from seed_tf import (
@@ -14,11 +15,7 @@ from seed_tf import (
 )
 from seed_tf.embeddings import l2_normalise
 
-# Before anything runs: logical devices cannot be added later.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
+two_logical_cpus()
 
 
 def random_images(n, size=8, seed=0):

@@ -14,6 +14,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -212,6 +213,7 @@ class GoesOnTest(parameterized.TestCase):
         lines = read_json_lines(os.path.join(self.folder, "metrics.jsonl"))
         self.assertLen(lines, EPOCHS)
 
+    @pytest.mark.slow
     def test_killed_at_any_moment(self):
         """Also while a checkpoint is written: one is, after every step."""
         script = os.path.join(self.folder, "script.py")

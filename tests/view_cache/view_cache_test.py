@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
+from helpers.devices import two_logical_cpus
 from helpers.runs import (
     command,
     pictures,
@@ -33,11 +34,7 @@ from seed_tf.io import locks, progress
 from seed_tf.view_cache import building, cache
 from seed_tf.view_cache.cache import FixedViews, ViewCache
 
-# Before anything runs: logical devices cannot be added later.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
+two_logical_cpus()
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE, D = 8, 16
 

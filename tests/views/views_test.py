@@ -16,6 +16,7 @@ import scipy.ndimage
 import scipy.stats
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.devices import two_logical_cpus
 from PIL import Image, ImageEnhance
 
 from seed_tf import (
@@ -26,11 +27,7 @@ from seed_tf.acceleration import hardware
 from seed_tf.trainer import Trainer
 from seed_tf.views import pipelines
 
-# Before anything runs: logical devices cannot be added later.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
+two_logical_cpus()
 
 LUMA = np.array([0.2989, 0.587, 0.114])
 SAME = 255 * 1e-3  # largest difference between ways to run one view
