@@ -29,7 +29,12 @@ class GroupedBatchNormalization(keras.layers.BatchNormalization):
         ]
         return tf.concat(parts, 0)
 
-    def normalise_group(self, inputs, training=None, mask=None):
+    def normalise_group(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Returns one part normalised, as the layer's own class does it."""
         return super().call(inputs, training=training, mask=mask)
 

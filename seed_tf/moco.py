@@ -11,15 +11,14 @@ from keras import ops
 from seed_tf import losses, random, replicas
 from seed_tf.acceleration.plan import Plan
 from seed_tf.embedding_queue import EmbeddingQueue
+from seed_tf.embeddings import cosine, spread
 from seed_tf.grouped_batch_norm import in_groups
 from seed_tf.keras_internals import all_layers
 from seed_tf.trainer import (
     Trainer,
     check_encoder,
-    cosine,
     noise_image,
     remember_image_size,
-    spread,
 )
 
 

@@ -19,6 +19,7 @@ numbers: as easy as 1, 2, 3", SC 2011.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -87,7 +88,7 @@ def view_keys(image_keys: tf.Tensor, stream: int | tf.Tensor = 0) -> tf.Tensor:
     return fold_in(image_keys, stream)
 
 
-def takes_seeds(views) -> bool:
+def takes_seeds(views: Callable) -> bool:
     """Whether views, a layer or function, are functions of `seeds`."""
     call = getattr(views, "call", views)
     return "seeds" in inspect.signature(call).parameters

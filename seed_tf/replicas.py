@@ -6,6 +6,7 @@ On one device these functions do nothing, or are not called.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -130,7 +131,7 @@ def on_all(model: keras.Model, step: Callable) -> Callable:
     return function
 
 
-def check(model: keras.Model, x, steps: int | None) -> None:
+def check(model: keras.Model, x: Any, steps: int | None) -> None:
     """Checks that several replicas can share data and settings.
 
     Args:

@@ -13,14 +13,12 @@ from keras import ops
 from seed_tf import losses, replicas
 from seed_tf.acceleration.plan import Plan
 from seed_tf.embedding_queue import EmbeddingQueue
-from seed_tf.embeddings import l2_normalise
+from seed_tf.embeddings import cosine, l2_normalise, spread
 from seed_tf.trainer import (
     Trainer,
     check_encoder,
-    cosine,
     noise_image,
     remember_image_size,
-    spread,
 )
 
 

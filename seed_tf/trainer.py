@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,11 +11,7 @@ import tensorflow as tf
 from absl import logging
 from keras import ops
 
-from seed_tf import (
-    keras_internals,
-    random,
-    replicas,
-)
+from seed_tf import keras_internals, random, replicas
 from seed_tf.acceleration.plan import Acceleration, Plan
 from seed_tf.embeddings import l2_normalise
 from seed_tf.encoders.encoder import Encoder
@@ -78,17 +75,22 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
 
     # -- parts of a step ---------------------------------------------------
 
-    def augment(self, images, step, stream: int = 0) -> list[tf.Tensor]:
+    def augment(
+        self,
+        images: Any,
+        step: tf.Tensor,
+        stream: int = 0,
+    ) -> list[tf.Tensor]:
         """Returns views of a batch, a list with one tensor per image size.
 
         Args:
-            images: `[B, H, W, 3]` uint8 or float in [0, 255]; or the crops
-                with which the views begin, from `datasets.load(views=...)`:
-                `[B, n, s, s, 3]`, for multi-crop a pair of such. Or a batch of
-                a view cache, a dict of either and of the views' keys.
-            step: scalar int64 from which, with `seed`, randomness derives.
-            stream: int; other streams give other views of the same images.
-                Of crops, it is which of the n.
+            images: `[B, H, W, 3]` uint8 or float in [0, 255]; or crops
+                `[B, n, s, s, 3]` from `datasets.load(views=...)`, for
+                multi-crop a pair of them; or a batch of a view cache, a dict
+                of either and of the views' keys.
+            step: scalar int64. Randomness derives from `seed` and `step`.
+            stream: int. Each stream gives different views of the same images.
+                Of n crops, it selects one.
 
         Returns:
             `[n * B, s, s, 3]` float32 tensors, the first view of every image
@@ -147,7 +149,12 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
         # A layer that is called often in one step counts on from here.
         position = self.step.value * 2**20 + index * 2**10
         for network in networks:
-            for i, state in enumerate(_seed_generator_states(network)):
+            states = (
+                v
+                for v in network.variables
+                if v.path.endswith("seed_generator_state")
+            )
+            for i, state in enumerate(states):
                 state.assign(
                     ops.cast(ops.stack([self.seed + i, position]), state.dtype)
                 )
@@ -258,7 +265,7 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
         # Keras warns that its own default is without effect on a dataset.
         kwargs.setdefault("shuffle", not isinstance(x, _DATASETS))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [StopAtNaN(), *_as_list(callbacks)]
+            callbacks = [StopAtNaN(), *tf.nest.flatten(callbacks or [])]
         if self.train_function is not None:
             self.acceleration.update()  # the teacher's weights may have changed
         return super().fit(
@@ -394,34 +401,6 @@ def noise_image() -> np.ndarray:
     return np.random.default_rng(0).integers(
         0, 256, (1, 64, 64, 3), dtype=np.uint8
     )
-
-
-def spread(embeddings: tf.Tensor) -> tf.Tensor:
-    """Returns how widely normalised embeddings `[B, D]` spread, in [0, 1].
-
-    It is the standard deviation over the batch, averaged over dimensions, times
-    sqrt(D): near 1 for directions all around, 0 when all images collapse to
-    one point.
-    """
-    deviation = ops.mean(ops.std(embeddings, axis=0))
-    return deviation * float(embeddings.shape[-1]) ** 0.5
-
-
-def cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Returns the mean cosine of normalised rows, `a` and `b` `[B, D]`."""
-    return ops.mean(ops.sum(a * b, axis=1))
-
-
-def _seed_generator_states(network):
-    return [
-        v for v in network.variables if v.path.endswith("seed_generator_state")
-    ]
-
-
-def _as_list(callbacks):
-    if callbacks is None:
-        return []
-    return callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
 
 
 def _check_value_range(x):

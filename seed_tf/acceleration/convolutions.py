@@ -1,47 +1,51 @@
-"""Faster ways to the same convolutions.
+"""Faster ways to compute the same convolutions.
 
-Convolutions and their gradients are slow in places, where they take up to ten
-times as long as something else that gives the same:
+Some convolutions and gradients take up to ten times as long as another kernel
+with the same result. This module replaces:
 
-- Convolutions to maps of one or two pixels a side. The last stages of a network
-  for 224 pixels see such maps of images of 32; most taps of a kernel then meet
-  padding, or each weight is used for a few pixels only. A matrix product of
-  what is left does it.
-- Convolutions of single pixels (1x1), in training: a product, and two more for
-  the gradients.
-- The gradients of kernels in bfloat16, where a convolution leads to maps of up
-  to seven pixels a side: a product for each tap.
-- The gradients of depthwise convolutions: some of oneDNN's are kernels without
-  vectors. TensorFlow's own, or float32 in place of bfloat16, are faster.
-- Strided convolutions of images, whose three channels fill few lanes of a
-  GPU's or a TPU's matrix units. Blocks of pixels as channels fill more.
+- Convolutions to maps of one or two pixels a side, by a matrix product. The
+  last stages of a network for 224 pixels see such maps when images have 32:
+  most taps of a kernel meet padding, or each weight serves a few pixels only.
+- 1x1 convolutions in training, by a product forward and two products back.
+- Gradients of bfloat16 kernels on maps of up to seven pixels a side, by a
+  product for each tap.
+- Gradients of depthwise convolutions, by TensorFlow's own kernels or by
+  float32: some of oneDNN's kernels use no vector instructions.
+- Strided convolutions of images, by convolutions of 2x2 blocks of pixels.
+  Three channels fill few lanes of an accelerator's matrix units.
 
-All but the first and last are for processors alone, the last for accelerators.
-Measured in docs/performance.md.
+The first replacement serves all hardware, the last serves accelerators, and
+the others serve processors. docs/performance.md has the measurements.
 """
+
+from __future__ import annotations
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-# Pixels a side of the maps up to which products stand in, for a convolution
-# and for the gradient of its kernel.
+from seed_tf.acceleration.hardware import Hardware
+
+# The largest maps, in pixels a side, for which products replace a convolution
+# and the gradient of its kernel.
 _PRODUCT_SIDE, _TAPS_SIDE = 2, 7
-_LANES = 16  # bytes that matrix units take at a time
+_LANES = 16  # bytes that matrix units read at a time
 
 
-def convolution(layer, maps, kernel, hardware):
-    """Returns what `layer.convolution_op(maps, kernel)` does, up to rounding.
+def convolution(
+    layer: keras.layers.Conv2D,
+    maps: tf.Tensor,
+    kernel: tf.Tensor | keras.Variable,
+    hardware: Hardware,
+) -> tf.Tensor:
+    """Computes `layer.convolution_op(maps, kernel)`, up to rounding.
 
     Args:
-        layer: keras.layers.Conv2D.
-        maps: `[B, h, w, C]`. A matrix product stands in where its static
-            shape leads to a map of at most two pixels a side and, on
-            accelerators, a convolution of 2x2 blocks where a layer of stride
-            2 sees images.
+        layer: layer with the stride and the padding.
+        maps: `[B, h, w, C]`. The static shape decides which kernel computes.
         kernel: `[k, k, C, D]`.
-        hardware: `Hardware`.
+        hardware: machine that computes.
 
     Returns:
         `[B, h', w', D]`.
@@ -61,21 +65,27 @@ def convolution(layer, maps, kernel, hardware):
     return tf.reshape(rows, (-1, *sides, layer.filters))
 
 
-def convolution_in_training(layer, maps, kernel, hardware):
-    """Returns the same, and has products for gradients and 1x1 kernels.
+def convolution_in_training(
+    layer: keras.layers.Conv2D,
+    maps: tf.Tensor,
+    kernel: tf.Tensor | keras.Variable,
+    hardware: Hardware,
+) -> tf.Tensor:
+    """Computes `convolution`, with products for gradients and 1x1 kernels.
 
-    Not for inference, where a convolution takes its bias and activation along.
+    Inference is faster without it: one kernel computes a convolution, its bias
+    and its activation. Arguments and result are those of `convolution`.
     """
     padding, stride = _padding(layer, maps), layer.strides[0]
     if padding is None or layer.groups != 1 or hardware.accelerated:
         return convolution(layer, maps, kernel, hardware)
     size = layer.kernel_size[0]
     sides = _output_sides(maps, padding, size, stride)
-    # Not the variable itself, which a custom gradient does not take.
+    # A custom gradient takes no variables.
     kernel = tf.convert_to_tensor(ops.convert_to_tensor(kernel))
     if size == stride == 1:
         rows = tf.reshape(maps, (-1, kernel.shape[2]))
-        # Not a slice, whose gradient is a copy.
+        # A reshape, not a slice: the gradient of a slice copies.
         rows = tf.matmul(rows, tf.reshape(kernel, kernel.shape[2:]))
         return tf.reshape(rows, (-1, *sides, layer.filters))
     if (
@@ -87,15 +97,16 @@ def convolution_in_training(layer, maps, kernel, hardware):
     return convolution(layer, maps, kernel, hardware)
 
 
-def depthwise_convolution_in_training(layer, maps, hardware):
-    """Returns what `layer(maps)` does, up to rounding.
+def depthwise_convolution_in_training(
+    layer: keras.layers.DepthwiseConv2D, maps: tf.Tensor, hardware: Hardware
+) -> tf.Tensor:
+    """Computes `layer(maps)`, up to rounding.
 
     Args:
-        layer: keras.layers.DepthwiseConv2D.
-        maps: `[B, h, w, C]`. An elementwise product stands in where its static
-            shape leads to a single pixel, other kernels for gradients where
-            they are faster.
-        hardware: `Hardware`.
+        layer: layer to compute.
+        maps: `[B, h, w, C]`. The static shape decides which kernel computes:
+            for a single pixel an elementwise product.
+        hardware: machine that computes.
 
     Returns:
         `[B, h', w', C * depth_multiplier]`.
@@ -108,7 +119,7 @@ def depthwise_convolution_in_training(layer, maps, hardware):
         or layer.activation is not keras.activations.linear
     ):
         return keras.layers.DepthwiseConv2D.call(layer, maps)
-    # Not the variable itself, which a custom gradient does not take.
+    # A custom gradient takes no variables.
     kernel = tf.convert_to_tensor(ops.convert_to_tensor(layer.kernel))
     if _sides(layer, maps) == [1, 1]:
         return _to_single_pixels(maps, kernel[..., 0], layer.padding)
@@ -118,7 +129,7 @@ def depthwise_convolution_in_training(layer, maps, hardware):
 
 
 def _sides(layer, maps):
-    """Sides of the output map, a list; None where products do not apply."""
+    """Returns the sides of the output map, None where products do not apply."""
     size, stride = layer.kernel_size[0], layer.strides[0]
     padding = _padding(layer, maps)
     if (
@@ -137,20 +148,18 @@ def _output_sides(maps, padding, size, stride):
     ]
 
 
-def _is_square(layer):
-    return (
-        layer.data_format == "channels_last"
-        and len(set(layer.kernel_size)) == len(set(layer.strides)) == 1
-        and set(layer.dilation_rate) == {1}
-    )
-
-
 def _padding(layer, maps):
-    """Rows and columns that a layer adds: `[[top, bottom], [left, right]]`.
+    """Returns the padding of a layer: `[[top, bottom], [left, right]]`.
 
-    None where that is not known beforehand, or the layer is not square.
+    Returns None if the layer is not square, or the size of the maps is unknown.
     """
-    if not _is_square(layer) or None in maps.shape[1:3]:
+    if (
+        layer.data_format != "channels_last"
+        or len({*layer.kernel_size}) > 1
+        or len({*layer.strides}) > 1
+        or {*layer.dilation_rate} != {1}
+        or None in maps.shape[1:3]
+    ):
         return None
     if layer.padding == "valid":
         return [[0, 0], [0, 0]]
@@ -163,7 +172,7 @@ def _padding(layer, maps):
 
 
 def _sees_images(layer, maps):
-    """Whether it is a network's first, of stride 2, by its channels."""
+    """Whether a convolution of stride 2 sees images, by their channels."""
     return (
         _padding(layer, maps) is not None
         and None not in maps.shape[1:]
@@ -175,13 +184,13 @@ def _sees_images(layer, maps):
 
 
 def _of_blocks(maps, kernel, padding):
-    """Blocks of 2x2 pixels are channels, and the stride is 1.
+    """Convolves 2x2 blocks of pixels, as channels, with stride 1.
 
-    The same sums, of the same products and of some with zeros.
+    The sums gain products with zeros, and are otherwise the same.
     """
     size, _, width, filters = kernel.shape
     taps = -(-size // 2)  # blocks that a kernel touches
-    # Whole lanes, or cuDNN would copy all to widen it.
+    # Fill whole lanes: otherwise cuDNN copies the maps to widen them.
     spare = -width % max(1, _LANES // maps.dtype.size // 4)
     pads, ends = [], []
     sides = _output_sides(maps, padding, size, 2)
@@ -203,7 +212,7 @@ def _of_blocks(maps, kernel, padding):
 
 
 def _of_whole_maps(maps, kernel):
-    """Every output pixel sees every input pixel: `[B, h' w' D]`."""
+    """Connects every output pixel to every input pixel: `[B, h' w' D]`."""
     _, height, length, width = maps.shape
     size, filters, pixels = kernel.shape[0], kernel.shape[3], height * length
     # Output pixel o sees input pixel i through tap i - o from the middle one.
@@ -216,7 +225,7 @@ def _of_whole_maps(maps, kernel):
 
 
 def _to_small_maps(maps, kernel, layer, padding, sides):
-    """A convolution whose kernel's gradient is a product for each tap."""
+    """Convolves, with the kernel's gradient as a product for each tap."""
     size, _, width, filters = kernel.shape
     stride = layer.strides[0]
     options = {
@@ -261,7 +270,7 @@ def _to_small_maps(maps, kernel, layer, padding, sides):
 
 
 def _of_windows(maps, kernel, sides, stride):
-    """Every output pixel has its own copy of what it sees: `[B h' w', D]`."""
+    """Multiplies the window of each output pixel: `[B h' w', D]`."""
     size, _, width, filters = kernel.shape
     windows = [
         _window(maps, y, x, size)
@@ -287,14 +296,14 @@ def _to_single_pixels(maps, kernel, padding):
 
 
 def _depthwise(maps, kernel, layer, padding):
-    """A depthwise convolution whose gradients take the fastest kernels."""
+    """Convolves depthwise, with the fastest kernels for the gradients."""
     dtype, size, stride = maps.dtype, kernel.shape[0], layer.strides[0]
     options = {
         "strides": [1, stride, stride, 1],
         "padding": layer.padding.upper(),
     }
-    # With explicit padding TensorFlow leaves a gradient to its own kernel.
-    # oneDNN's has vectors for kernels of up to 3x3 on maps as large.
+    # Explicit padding makes TensorFlow use its own kernel for a gradient.
+    # oneDNN's is vectorised for up to 3x3 taps, on maps no smaller.
     own = size > 3 or min(maps.shape[1:3]) < size
     flat = [0, 0, *padding[0], *padding[1], 0, 0]
     explicit = {**options, "padding": "EXPLICIT", "explicit_paddings": flat}
@@ -307,7 +316,7 @@ def _depthwise(maps, kernel, layer, padding):
         outputs = tf.nn.depthwise_conv2d(maps, kernel, **options)
 
         def gradients(upstream):
-            # These two are slower by an order of magnitude in 16 bits.
+            # In 16 bits these two kernels are ten times slower.
             of_maps = in_float32 if stride > 1 else tf.identity
             of_kernel = in_float32 if own else tf.identity
             to_maps = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(

@@ -1,6 +1,6 @@
-"""Training kernels in place of rows of elementary operations.
+"""Training kernels that replace sequences of elementary operations.
 
-Each operation reads and writes whole feature maps, and that is what it costs.
+Memory traffic dominates: each operation reads and writes whole feature maps.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ from seed_tf.grouped_batch_norm import GroupedBatchNormalization
 from seed_tf.keras_internals import is_training
 
 _BATCH_NORM = keras.layers.BatchNormalization
-_LARGEST_POOL = 11  # whose taps 8 bits tell apart
+_LARGEST_POOL = 11  # 8 bits number the taps
 
 
 def replacement(
     layer: keras.layers.Layer, hardware: Hardware
 ) -> tuple[str, Callable] | None:
-    """Returns what a layer may compute faster in training.
+    """Returns a faster method for a layer in training.
 
-    The function stands in for a method of the layer. Outputs, gradients and
-    running statistics are the same up to rounding. In inference, and on inputs
-    that no faster kernel exists for, the function calls the layer's own
-    method.
+    Outputs, gradients and running statistics stay the same up to rounding. In
+    inference, and on inputs without a faster kernel, the function calls the
+    layer's own method.
 
-    BatchNorm goes through TensorFlow's fused kernel, where Keras computes
-    moments, normalisation and their gradients one by one. Activations have one
-    kernel forward and one back, compiled by XLA. See `convolutions` for
-    convolutions. Averages over maps in bfloat16 and, on accelerators, the
-    gradients of max-pooling have kernels of their own.
+    BatchNorm uses TensorFlow's fused kernel; Keras computes moments,
+    normalisation and their gradients one by one. XLA compiles activations to
+    one kernel forward and one back. `convolutions` computes convolutions.
+    Averages over maps in bfloat16 and, on accelerators, the gradients of
+    max-pooling have kernels of their own.
 
     Args:
-        layer: keras.layers.Layer.
-        hardware: `Hardware` that the layer trains on.
+        layer: layer to replace a method of.
+        hardware: machine that trains the layer.
 
     Returns:
-        pair of the method's name and the function, or None for a layer of
-        another class, a subclass that computes something else included.
+        pair of the method's name and the function. None for other classes,
+        and for subclasses that override the computation.
     """
     kind, name = type(layer), "call"
     function: Callable
@@ -134,9 +133,9 @@ def _maximum(self, _, inputs):
 
 
 def _max_pool(maps, size, stride):
-    """`tf.nn.max_pool2d` with a gradient in one pass, compiled by XLA.
+    """Max-pools, with a gradient in one pass, compiled by XLA.
 
-    XLA's own gradient on GPUs, a scatter, takes several times as long.
+    XLA's own gradient on GPUs is a scatter, which takes several times as long.
     """
     back = _compiled(functools.partial(_max_pool_gradient, size, stride))
 
@@ -151,7 +150,7 @@ def _max_pool(maps, size, stride):
 def _max_pool_gradient(size, stride, maps, largest, upstream):
     sides, pixels = maps.shape[1:3], largest.shape[1:3]
     tap = tf.fill(tf.shape(largest), tf.constant(-1, tf.int8))
-    # Of equal ones the first, as TensorFlow's kernels have it.
+    # Among equal pixels the first wins, as in TensorFlow's kernels.
     for k in reversed(range(size**2)):
         rows, columns = (
             slice(start, start + stride * (count - 1) + 1, stride)
@@ -171,7 +170,7 @@ def _max_pool_gradient(size, stride, maps, largest, upstream):
     upstream = tf.pad(upstream, edge)
 
     def seen(tensor, back):
-        """What the windows `back` before hold, one value for each block."""
+        """Returns the values of the windows `back` before each block."""
         rows, columns = (
             slice(reach - 1 - m, reach - 1 - m + block)
             for m, block in zip(back, blocks, strict=True)
@@ -187,10 +186,10 @@ def _max_pool_gradient(size, stride, maps, largest, upstream):
 
 
 def _taps(size, stride, back):
-    """Which tap of the window `back` before sees each pixel of a block.
+    """Returns the tap of the window `back` before that sees each pixel.
 
     Returns:
-        int8 `[1, 1, stride, 1, stride, 1]`, -2 where none does.
+        int8 `[1, 1, stride, 1, stride, 1]` for a block, -2 where no tap does.
     """
     rows, columns = (np.arange(stride) + stride * m for m in back)
     taps = size * rows[:, None] + columns
@@ -199,7 +198,7 @@ def _taps(size, stride, back):
 
 
 def _kernel(value, derivative):
-    """A function of tensors, by its elementwise value and derivative."""
+    """Returns a function with an elementwise value and derivative."""
     back = _compiled(lambda x, upstream: upstream * derivative(x))
 
     @tf.custom_gradient
@@ -212,14 +211,14 @@ def _kernel(value, derivative):
 def _compiled(function):
     @tf.function(jit_compile=True)
     def wide(*tensors):
-        # XLA would round after each operation, which takes longer.
+        # In 16 bits XLA rounds after each operation, which takes longer.
         dtype = tensors[0].dtype
         if dtype.size == 2:
             tensors = tuple(tf.cast(x, tf.float32) for x in tensors)
         return tf.cast(function(*tensors), dtype)
 
     def call(*tensors):
-        # Called as it is, TensorFlow would warn of a trace for every shape.
+        # A direct call warns of retracing for every shape.
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
         return wide.get_concrete_function(*specs)(*tensors)
 
@@ -244,7 +243,7 @@ _KERNELS = {
     keras.activations.hard_silu: _kernel(
         _compiled(_hard_silu), _hard_silu_derivative
     ),
-    # Forward it is one kernel as it is.
+    # TensorFlow's own forward kernel is fused already.
     keras.activations.silu: _kernel(tf.nn.silu, _silu_derivative),
 }
 
@@ -261,7 +260,7 @@ def _batch_norm(self, hardware, inputs, training=None, mask=None):
         return _BATCH_NORM.call(self, inputs, training=training, mask=mask)
     width, dtype = inputs.shape[-1], inputs.dtype
     if dtype == tf.bfloat16 and width % 16 and not hardware.accelerated:
-        # oneDNN takes four times as long for such widths as in float32.
+        # At such widths oneDNN is four times slower than in float32.
         inputs = tf.cast(inputs, tf.float32)
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
@@ -275,8 +274,7 @@ def _batch_norm(self, hardware, inputs, training=None, mask=None):
     outputs = tf.cast(outputs, dtype)
     if self.momentum == 1:
         return outputs
-    # The kernel divides the variance by n - 1, and Keras by n.
-    # Of one value both are 0.
+    # The kernel divides by n - 1, Keras by n; for n = 1 both give 0.
     size = inputs.shape.num_elements() or tf.cast(tf.size(inputs), tf.float32)
     variance *= 1 - width / size
     for running, value in (

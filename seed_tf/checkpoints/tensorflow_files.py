@@ -23,11 +23,11 @@ _PARAMETERS = {
 }
 
 
-def find(path):
-    """The prefix of a TensorFlow checkpoint's files, or None.
+def find(path: str) -> str | None:
+    """Returns the prefix of a TensorFlow checkpoint's files, or None.
 
     Args:
-        path: str: the prefix itself, its `.index` file, or a folder with a
+        path: the prefix itself, its `.index` file, or a folder with a
             `checkpoint` file or a single `.index` file.
     """
     if os.path.isdir(path):

@@ -220,7 +220,7 @@ class SameMaxPool(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    def __init__(self, inputs, width, stride):
+    def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.conv1 = _conv(inputs, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -236,7 +236,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, inputs, width, stride):
+    def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.outputs = 4 * width
         self.conv1 = _conv(inputs, width, 1)
@@ -322,7 +322,14 @@ def mobilenet_v3_large(stride: int = 2) -> nn.Module:
 
 class InvertedResidual(nn.Module):
     def __init__(
-        self, inputs, expanded, outputs, size, stride, excite, activation
+        self,
+        inputs: int,
+        expanded: int,
+        outputs: int,
+        size: int,
+        stride: int,
+        excite: bool,
+        activation: nn.Module,
     ):
         super().__init__()
         self.residual = stride == 1 and inputs == outputs
@@ -345,7 +352,7 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width: int):
         super().__init__()
         squeezed = _divisible_by_8(width // 4)
         self.fc = nn.Sequential(
@@ -377,7 +384,15 @@ class SameConv(nn.Conv2d):
     dynamic = False
 
     def __init__(
-        self, inputs, outputs, size, stride=1, *, native, groups=1, bias=False
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        *,
+        native: int,
+        groups: int = 1,
+        bias: bool = False,
     ):
         super().__init__(
             inputs, outputs, size, stride, groups=groups, bias=bias
@@ -400,7 +415,7 @@ def _wide_bn(width: int) -> nn.BatchNorm2d:
 class EfficientNet(nn.Module):
     width = 1280
 
-    def __init__(self, depth, size, stride):
+    def __init__(self, depth: float, size: int, stride: int):
         super().__init__()
         self._conv_stem = SameConv(3, 32, 3, stride, native=size)
         self._bn0 = _wide_bn(32)
@@ -441,7 +456,15 @@ class EfficientNet(nn.Module):
 
 
 class MBConv(nn.Module):
-    def __init__(self, inputs, outputs, kernel, stride, expansion, size):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        size: int,
+    ):
         super().__init__()
         width = inputs * expansion
         self.residual = stride == 1 and inputs == outputs

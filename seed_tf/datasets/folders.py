@@ -1,4 +1,4 @@
-"""The image files below a folder, however many, in an index on disk."""
+"""Image files below a folder: an index on disk, for millions of files."""
 
 import mmap
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _SPLITS = ("train", "val", "valid", "validation", "test")
-# A visible name with such an ending, among names that each end in a NUL.
+# The name of a visible image file, among names that each end in a NUL.
 _IMAGE = re.compile(
     rb"(?<![^\0])[^\0.][^\0]*(?:%s)\0"
     % re.escape("|".join(EXTENSIONS)).replace(r"\|", "|").encode(),
@@ -21,21 +21,20 @@ _IMAGE = re.compile(
 class ImageFolder:
     """Paths and labels of image files, in a fixed order.
 
-    Files come folder by folder, sorted by name. Nothing is done per file but
-    by the C code of `os.listdir`, `re` and NumPy; names and their offsets are
-    mapped from temporary files without a name, so that memory holds as much
-    of them as it likes.
+    Files come folder by folder, sorted by name. Only the C code of
+    `os.listdir`, `re` and NumPy loops over files. Names and their offsets are
+    mapped from unnamed temporary files, so that the system can page them out.
 
     Args:
         path: folder. See `load` for splits and classes.
-        split: str.
+        split: name of the split.
 
     Raises:
         ValueError: if the folder cannot be read, has no images, or the split
             is unknown.
     """
 
-    def __init__(self, path, split):
+    def __init__(self, path: str | None, split: str) -> None:
         check_folder(path)
         root, classes = _root_and_classes(path, split)
         numbers = {name: number for number, name in enumerate(classes)}
@@ -69,8 +68,8 @@ class ImageFolder:
             else ""
         )
 
-    def __getitem__(self, index):
-        """The path and the label (-1 for none) of an image."""
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        """Returns the path and the label (-1 for none) of an image."""
         folder = np.searchsorted(self._firsts, index, "right") - 1
         start = self._ends[index - 1] + 1 if index else 0
         name = os.fsdecode(self._names[start : self._ends[index]])
@@ -85,7 +84,7 @@ def image_files(folder: str) -> Iterator[str]:
     folder that contains the link.
 
     Args:
-        folder: Path of an existing folder. Yielded paths begin with it.
+        folder: existing folder. Yielded paths begin with it.
 
     Raises:
         ValueError: if a folder cannot be read.
@@ -104,7 +103,7 @@ def check_folder(path: str | None) -> None:
 
 
 def _root_and_classes(path, split):
-    """The folder of a split, and the sorted names of its classes."""
+    """Returns the folder of a split, and the sorted names of all classes."""
     _, subfolders = _list(path)
     splits = [x for x in dict.fromkeys([*_SPLITS, split]) if x in subfolders]
     if split in splits:
@@ -117,17 +116,17 @@ def _root_and_classes(path, split):
             f"Unknown split {split!r}: {path!r} {found}. A folder without "
             'splits is read as split="train".'
         )
-    # The classes of all splits count, so that one that is missing in a split
-    # does not shift the numbers of the others.
+    # Number the classes of all splits together: a class that one split lacks
+    # keeps its number.
     roots = [os.path.join(path, name) for name in splits]
     listed = [_list(root)[1] for root in roots] or [subfolders]
     return root, sorted(set().union(*listed))
 
 
 def _walk(root):
-    """Yields every folder that has images, with its top-level folder's name.
+    """Yields (folder, top-level folder's name, image names) where images lie.
 
-    Links are followed, but not into a folder that one is already in.
+    Links are followed, except into a folder that contains the link.
     """
     stack = [(root, "", frozenset())]
     while stack:
@@ -146,7 +145,7 @@ def _walk(root):
 
 
 def _list(path):
-    """Names of images, sorted, each ended by a NUL; names of subfolders."""
+    """Returns sorted names of images, a NUL after each, and of subfolders."""
     try:
         names = sorted(os.listdir(os.fsencode(path)))
     except OSError as error:

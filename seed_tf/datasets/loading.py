@@ -1,4 +1,4 @@
-"""One function from the name of a data set to batches of images."""
+"""Loads batches of images from a data set by its name."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ from seed_tf.datasets.sources import Source, digest
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Description:
-    """What `load` reads of a data set, and how images are cut.
+    """A data set, and how `load` cuts its images.
 
     Attributes:
         source: `Source` of the images.
-        image_size: int, S, of whole images.
-        resize: int, what their shorter side is resized to before.
-        views: None, or the views whose first crop is decoded.
+        image_size: S, the side of the central squares.
+        resize: length to which the shorter side is resized first.
+        views: None, or the views that begin with a crop of the file.
     """
 
     source: Source
@@ -36,14 +36,14 @@ class Description:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the images. They may take seconds."""
+        """16 hexadecimal digits of the images. It may take seconds."""
         if self._arrays:
             return digest(array.tobytes() for array in self._arrays)
         return self.source.fingerprint()
 
     @property
     def squares(self) -> dict[str, int] | None:
-        """How whole images are cut, None where files are decoded to crops."""
+        """How whole images are cut, None if files are decoded to crops."""
         if not self._arrays and getattr(self.views, "crops", None):
             return None
         return {"size": self.image_size, "of": self.resize}
@@ -57,14 +57,14 @@ class Description:
         accompany: Callable | None = None,
         corrupt: CorruptFiles | None = None,
     ) -> tf.data.Dataset:
-        """Batches of (images, labels).
+        """Returns batches (images, labels).
 
         Args:
-            sampler: `Sampler`, which image is in which batch.
-            keys: as of `pipeline.crops`.
+            sampler: `Sampler`, which chooses the images of each batch.
+            keys: see `pipeline.crops`.
             num_views: positive int, crops of each image.
-            accompany: as of `pipeline.decoded`.
-            corrupt: `CorruptFiles` to report to, as of `load`.
+            accompany: see `pipeline.decoded`.
+            corrupt: see `load`.
         """
         corrupt = corrupt or CorruptFiles()
         corrupt.size = self.size
@@ -93,7 +93,7 @@ def describe(
     views: Any = None,
     download: bool = False,
 ) -> Description:
-    """Finds a data set. Arguments and errors are those of `load`.
+    """Opens a data set. Arguments and errors are those of `load`.
 
     >>> seed_tf.datasets.describe("digits", split="test", image_size=16).size
     500
@@ -134,80 +134,75 @@ def load(
     corrupt: CorruptFiles | None = None,
     view_cache: Any = None,
 ) -> tf.data.Dataset:
-    """Batches of square RGB images, with their labels if wanted.
+    """Returns batches of square RGB images, with their labels if wanted.
 
-    Which image is in which batch is a function of `seed`, the epoch and the
-    place, and of nothing else: the batches from `first_step` on are those of
-    a data set that was read from its beginning. JPEG, PNG, WebP, BMP and GIF
-    files (the first frame) are read; grey, palette, 16-bit, alpha and CMYK
-    ones become RGB, and stand upright. Files that cannot be decoded are left
-    out, counted and named, see `CorruptFiles`: with `drop_remainder` another
-    image of the batch takes the place, so that batches stay full.
+    `seed`, the epoch and the position alone decide which image a batch holds:
+    batches from `first_step` on equal those of an uninterrupted run. JPEG, PNG,
+    WebP, BMP and GIF files (the first frame) are read and turned upright. Grey,
+    palette, 16-bit, alpha and CMYK images become RGB. A file that cannot be
+    decoded is left out and reported, see `CorruptFiles`. With `drop_remainder`
+    another image of the batch takes its place, so that batches stay full.
 
     Images are resized, antialiased, until the shorter side is `resize`, and
-    the central square of `image_size` is cut out. With `views` that begin
-    with a random crop, only that crop is decoded, of the full image, and
-    what comes out are crops; the model's step does the rest of the view. The
-    draws are the step's own: of image i of batch t, as
-    `Trainer(views=views, seed=seed)` in step t.
+    the central square of `image_size` is cut out. If `views` begin with a
+    random crop, only this crop is decoded, from the full image, and the model's
+    step computes the rest of the view. Image i of batch t is cropped as
+    `Trainer(views=views, seed=seed)` would crop it in step t.
 
     Args:
-        name: "digits", scikit-learn's, embedded (see `digits`); "folder", the
-            image files below `data_dir`; "tsv", the authors' format in
+        name: "digits" for scikit-learn's (see `digits`); "folder" for the
+            image files below `data_dir`; "tsv" for the authors' format in
             `data_dir`; the name of a TensorFlow data set; or a `Source`.
-        split: "train", "test", or what else the data set has. Of a folder it
-            is the subfolder of that name; a folder without such subfolders is
-            all "train". Of TFDS also a slice: "train[:10%]".
+        split: "train", "test", or another split of the data set. The split of
+            a folder is its subfolder of that name; a folder without such
+            subfolders is all "train". TFDS also takes a slice: "train[:10%]".
         data_dir: folder, or .tsv file. For TFDS None means its default.
         image_size: positive int, S, of whole images.
         resize: positive int, at least S; `image_size` if None. The paper
             tests with 256 and S = 224.
         batch_size: positive int, B.
-        shuffle: bool, another order in every epoch. TFDS images are shuffled
-            by file and in windows of 2,048 images, all others entirely.
+        shuffle: bool, whether each epoch has a new order. TFDS images are
+            shuffled by file and in windows of 2,048, other images entirely.
         seed: int, of the order and of crops.
-        labels: bool, give pairs (images, labels). The classes of a folder are
-            its top-level folders, sorted by name.
-        drop_remainder: bool, drop the last batch of an epoch if it is smaller
-            than the others. By default as `shuffle`: yes in training, no in
-            evaluation.
-        views: None, or a `seed_tf.views.View` or `MultiCrop`. Where these do
-            not begin with `RandomResizedCrop`, and for images in memory
-            (digits), images come whole all the same.
+        labels: bool, whether to return pairs (images, labels). The classes of
+            a folder are its top-level folders, sorted by name.
+        drop_remainder: bool, whether to drop a last batch of an epoch that is
+            not full. Defaults to `shuffle`.
+        views: None, or a `seed_tf.views.View` or `MultiCrop`. Images stay whole
+            if `views` do not begin with `RandomResizedCrop`, or if the images
+            lie in memory (digits).
         num_views: positive int, n, views of each image; MoCo takes 2.
-        epochs: positive int, passes over the data. Iterated twice, the data
-            set repeats itself: train for all epochs in one iteration.
-        first_step: int, batches to leave out at the start, which are not
-            decoded and, except of TFDS, not read.
+        epochs: positive int, passes over the data. A second iteration repeats
+            the first: train for all epochs in one iteration.
+        first_step: int, number of batches to skip. They are not decoded and,
+            except with TFDS, not read.
         shard: pair of ints (index, count): this worker's part of each batch,
             rows `[index * B / count, (index + 1) * B / count)`.
         held_out: int, images set aside in a fixed pseudo-random choice; of
             TFDS the last of the split.
-        subset: "train", all but those, or "held_out", those.
-        download: bool, let TFDS download and prepare what is missing.
-        corrupt: `CorruptFiles` to report to; None for one that stops the
-            pipeline at more than 1 %.
+        subset: "train" for all images that are not held out, or "held_out".
+        download: bool, whether TFDS may download and prepare the data set.
+        corrupt: `CorruptFiles` to report to. By default the pipeline stops at
+            more than 1 % of unreadable images.
         view_cache: None, or a `seed_tf.view_cache.ViewCache` of these images
-            and views. Views are then its own, not the step's: every epoch
-            another one of each image, through all before one is repeated,
-            from where `seed` says.
+            and views. The batches then hold views of the cache. Each epoch
+            uses the next cached view of an image; `seed` chooses the first.
 
     Returns:
         A `tf.data.Dataset` of known cardinality, `epochs * steps_per_epoch -
-        first_step`. Elements are images `[B, S, S, 3]` uint8, or pairs of them
-        and labels `[B]` int64. As crops, images are `[B, n, s, s, 3]` uint8,
-        s the view's size; of `MultiCrop` pairs of the large crops
-        `[B, n, s, s, 3]` and the small ones `[B, n * num_small, s, s, 3]`,
-        without labels in a tuple of one. Without `drop_remainder`, B is
-        smaller where an epoch ends or a file is bad. With `view_cache`,
-        images are a dict: "images", these; "keys" uint32 `[B, 2]`, of the
-        views; and "embeddings" float16 `[B, n, D]`, the teacher's, see
-        `ViewCache`.
+        first_step`. Elements are images `[B, S, S, 3]` uint8, or pairs of
+        images and labels `[B]` int64. Crops are `[B, n, s, s, 3]` uint8, with
+        the view's size s. Crops of `MultiCrop` are pairs of large crops
+        `[B, n, s, s, 3]` and small crops `[B, n * num_small, s, s, 3]`, in a
+        tuple of one if there are no labels. Without `drop_remainder`, B is
+        smaller at the end of an epoch and after a bad file. With `view_cache`,
+        images become a dict: "images"; "keys" of the views, uint32 `[B, 2]`;
+        and the teacher's "embeddings", float16 `[B, n, D]`.
 
     Raises:
         ValueError: if the data are missing, unreadable or empty, the split is
-            unknown, there are no labels, a single batch cannot be filled, an
-            argument is out of range, or the view cache is of other images or
+            unknown, labels are missing, the data do not fill one batch, an
+            argument is out of range, or the view cache has different images or
             views.
 
     Example:
@@ -310,7 +305,7 @@ def _sampler(
     ):
         raise ValueError(
             '`subset` must be "train" or "held_out", and `held_out` fewer than '
-            f"all images, of which there are {total}. Received: "
+            f"all {total} images. Received: "
             f"subset={subset!r}, held_out={held_out}."
         )
     train = subset == "train"

@@ -1,7 +1,7 @@
 """Turns a sampler and a source into batches of images.
 
-A batch never depends on the batches before it: the sampler alone decides its
-rows, and a missing or unreadable image moves no other image to another batch.
+Batches are independent of each other: the sampler alone decides the rows of a
+batch, and an unreadable image moves no image to another batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seed_tf.datasets.sampler import Sampler
     from seed_tf.datasets.sources import Source
 
-# A step and the numbers of its images -> accompanying tensors, and bool `[b]`.
+# From a step and its image numbers to accompanying tensors, and bool `[b]`.
 Accompany = Callable[
     [tf.Tensor, tf.Tensor], tuple[dict[str, tf.Tensor], tf.Tensor]
 ]
@@ -259,7 +259,7 @@ def _with(along, images):
 
 
 def _check(verdict):
-    """Fails with the message of a Python function, without a traceback."""
+    """Returns an op that fails with the message of a Python function."""
     message = tf.numpy_function(verdict, [], tf.string)
     return tf.debugging.Assert(tf.equal(message, ""), [message])
 

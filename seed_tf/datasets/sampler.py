@@ -1,7 +1,7 @@
-"""Which image each batch holds: a pure function of the seed, without memory.
+"""Chooses the images of each batch, as a pure function of the seed.
 
-The images of an epoch follow a pseudo-random permutation, which seed and epoch
-select. So any batch can be computed without the batches before it.
+Seed and epoch select a pseudo-random permutation of the images. So any batch
+can be computed without earlier batches.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Sampler:
         batch_size: int, B, of the global batch.
         rows: pair of ints, the first row of each global batch that this worker
             reads, and the row after the last.
-        drop_remainder: bool, drop images that do not fill a batch; otherwise
-            the last batch of an epoch has empty positions.
+        drop_remainder: bool, whether to drop images that do not fill a batch;
+            otherwise the last batch of an epoch has empty positions.
         shuffle: bool.
         seed: int.
         first_step: int, the first batch to read.
@@ -54,7 +54,7 @@ class Sampler:
 
     @classmethod
     def once(cls, size: int, batch_size: int) -> Sampler:
-        """Returns the sampler of `size` images, once and in their order."""
+        """Returns the sampler of one pass over `size` images, in order."""
         return cls(
             total=size,
             start=0,
@@ -106,5 +106,5 @@ class Sampler:
 
 
 def permute(index: tf.Tensor, key: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns the images of indices under a permutation of [0, size)."""
+    """Returns `index` under the permutation of [0, size) that `key` selects."""
     return tf.random.experimental.index_shuffle(index, key, size - 1)

@@ -1,8 +1,8 @@
-"""Where images lie: in memory, in folders, in the authors' TSV, in TFDS.
+"""Sources of images: memory, folders, the authors' TSV files and TFDS.
 
-A source opens a data set, refuses one that cannot be read, and decodes
-nothing. It owns the images' labels, names and fingerprints. A new format needs
-a new subclass of `Source` and, to be found by name, a line in `find`.
+A source opens a data set, raises ValueError if it cannot read it, and decodes
+nothing. It owns the labels, names and fingerprints of its images. A new format
+needs a new subclass of `Source`, and a line in `find` to open it by name.
 """
 
 import abc
@@ -10,6 +10,7 @@ import base64
 import difflib
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,12 +23,12 @@ from seed_tf.datasets.digits import digits
 from seed_tf.datasets.folders import ImageFolder, check_folder
 from seed_tf.datasets.sampler import Sampler, permute
 
-_WINDOW = 2048  # records that are shuffled at a time
-_BLOCK = 256  # records read at a time where all are read once
+_WINDOW = 2048  # records shuffled at a time
+_BLOCK = 256  # records read at a time when all are read once
 
 
 class Source(abc.ABC):
-    """The images of one split of a data set, encoded, any of them at hand.
+    """The encoded images of one split of a data set.
 
     A subclass sets `size` and defines `fetch`, `name` and `contents`. The
     other methods have defaults that suit images found by their number.
@@ -43,39 +44,38 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self, *record: Any) -> tuple[bytes, int]:
-        """Returns the file and the label of a record of `records`."""
+        """Returns the file and the label of a record."""
 
     @abc.abstractmethod
     def name(self, *record: Any) -> str:
-        """Returns what messages call the image of a record of `records`."""
+        """Returns the name, for messages, of a record's image."""
 
     @abc.abstractmethod
     def contents(self) -> Iterable[Any]:
-        """Yields what identifies the images, wherever they are copied to.
+        """Yields facts that identify the images, also after copying.
 
-        Usually the names and sizes of the files, in order.
+        Usually these are the names and sizes of the files, in order.
         """
 
     def versions(self) -> Iterable[Any]:
-        """Yields what changes if an image or a label is changed in place."""
+        """Yields facts that change when a file changes in place."""
         return self.contents()
 
     def records(self, sampler: Sampler) -> tf.data.Dataset:
-        """Batches of records, one for each image that the sampler chooses.
+        """Returns batches of records, one record for each sampled image.
 
-        A record is a tuple, a batch a tuple of tensors with a row for each
-        record. The first element of a record is the image's number, from 0.
+        A record is a tuple that begins with the image's number, from 0. A
+        batch is a tuple of tensors with a row for each record.
         """
         return sampler.steps.map(lambda step: (sampler.indices(step),))
 
     def arrays(
         self, image_size: int, resize: int
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Images and labels where they fit in memory, None otherwise.
+        """Returns images and labels if they fit in memory, None otherwise.
 
-        Returns:
-            None, or central squares `[N, S, S, 3]` uint8 of images resized to
-            `resize`, and labels `[N]` int64.
+        Images are central squares `[N, S, S, 3]` uint8 of images resized to
+        `resize`, and labels `[N]` int64.
         """
         return None
 
@@ -86,7 +86,7 @@ class Source(abc.ABC):
             yield data, int(label)
 
     def path(self, number: int) -> str | None:
-        """The path of an image's own file, None if it has none."""
+        """Returns the path of an image's own file, None if it has none."""
         return None
 
     @functools.cached_property
@@ -104,7 +104,7 @@ class Source(abc.ABC):
         return {}
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of `contents`. It may take seconds."""
+        """Returns 16 hexadecimal digits of `contents`. It may take seconds."""
         return digest(self.contents())
 
     def check_labelled(self) -> None:
@@ -117,18 +117,20 @@ class Source(abc.ABC):
 
     def _all_records(self):
         """Yields the record of each image, in order."""
-        left = self.size
-        batches = self.records(Sampler.once(left, _BLOCK))
-        for batch in batches.as_numpy_iterator():
-            # Places of the last batch beyond the last image hold anything.
-            yield from list(zip(*batch, strict=True))[:left]
-            left -= _BLOCK
+        batches = self.records(Sampler.once(self.size, _BLOCK))
+        records = (
+            record
+            for batch in batches.as_numpy_iterator()
+            for record in zip(*batch, strict=True)
+        )
+        # Places of the last batch beyond the last image hold anything.
+        return itertools.islice(records, self.size)
 
 
 def find(
     name: str, data_dir: str | None, split: str, download: bool = False
 ) -> Source:
-    """Opens a data set by its name, as `load` takes it."""
+    """Opens a data set. Arguments and errors are those of `load`."""
     path = data_dir and os.path.expanduser(data_dir)
     if name == "digits":
         return Digits(split)
@@ -148,20 +150,22 @@ class Digits(Source):
         self._images, self.labels = digits(split, image_size=8)
         self.size = len(self.labels)
 
-    def arrays(self, image_size, resize):
+    def arrays(
+        self, image_size: int, resize: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         images, labels = digits(self._split, image_size=resize)
         start = round((resize - image_size) / 2)
         end = start + image_size
         return images[:, start:end, start:end], labels
 
-    def fetch(self, number):
+    def fetch(self, number: int) -> tuple[bytes, int]:
         image = tf.io.encode_png(self._images[number])
         return image.numpy(), self.labels[number]
 
-    def name(self, number):
+    def name(self, number: int) -> str:
         return f"digit {number}"
 
-    def contents(self):
+    def contents(self) -> Iterable[bytes]:
         return self._images.tobytes(), self.labels.tobytes()
 
 
@@ -173,35 +177,35 @@ class Folder(Source):
         self._files = ImageFolder(path, split)
         self.size, self.unlabelled = self._files.size, self._files.unlabelled
 
-    def fetch(self, number):
+    def fetch(self, number: int) -> tuple[bytes, int]:
         path, label = self._files[number]
         with open(path, "rb") as file:
             return file.read(), label
 
-    def name(self, number):
+    def name(self, number: int) -> str:
         return self.path(number)
 
-    def path(self, number):
+    def path(self, number: int) -> str:
         return self._files[number][0]
 
-    def contents(self):
+    def contents(self) -> Iterator[Any]:
         for number in range(self.size):
             path = self.path(number)
             name = path.removeprefix(self._root).lstrip(os.sep)
             yield name, os.stat(path).st_size
 
-    def versions(self):
+    def versions(self) -> Iterator[Any]:
         for number in range(self.size):
             path, label = self._files[number]
             name = os.path.relpath(path, self._root)
             yield name, int(label), *_status(path)
 
     @functools.cached_property
-    def labels(self):
+    def labels(self) -> np.ndarray:
         return np.array([self._files[i][1] for i in range(self.size)])
 
     @property
-    def class_names(self):
+    def class_names(self) -> dict[int, str]:
         names = {}
         for label, number in zip(
             *np.unique(self.labels, return_index=True), strict=True
@@ -215,11 +219,10 @@ class Folder(Source):
 class TSV(Source):
     """The authors' format: a row per image, tab-separated.
 
-    Column 1 (from 0) is the label, the last is the image file in base64; the
-    first is a key that is not read. `path` is a folder with `<split>.tsv`, or
-    a file, which is the split "train". The byte offsets of the rows are taken
-    from a `.lineidx` file beside it, one per line. Without that file, the rows
-    are read once to find the offsets.
+    The first column is a key, which is not read; the second is the label; the
+    last is the image file in base64. `path` is a folder with `<split>.tsv`, or
+    a file, which is the split "train". A `.lineidx` file beside it may hold the
+    byte offsets of the rows, one per line; otherwise the rows are read once.
     """
 
     def __init__(self, path: str | None, split: str):
@@ -238,7 +241,7 @@ class TSV(Source):
             raise ValueError(f"No images: {file!r} is empty.")
         self.fetch(0)
 
-    def fetch(self, number):
+    def fetch(self, number: int) -> tuple[bytes, int]:
         with open(self._file, "rb") as rows:
             rows.seek(self._offsets[number])
             columns = rows.readline().split(b"\t")
@@ -248,30 +251,30 @@ class TSV(Source):
                 f"{self._file!r}. "
                 f"Received: {len(columns)} columns in row {number}."
             )
-        return base64.b64decode(columns[-1]), np.int64(columns[1])
+        return base64.b64decode(columns[-1]), int(columns[1])
 
-    def name(self, number):
+    def name(self, number: int) -> str:
         return f"{self._file} row {number}"
 
-    def contents(self):
+    def contents(self) -> list[int]:
         return [os.stat(self._file).st_size, *self._offsets.tolist()]
 
-    def versions(self):
+    def versions(self) -> list[Any]:
         return [_status(self._file)]
 
 
 class TFDS(Source):
     """A data set that TensorFlow Datasets has prepared, in TFRecord files.
 
-    Its records lie one after the other in files. An epoch reads the files in
-    another order, 16 of them at a time, and shuffles what comes in windows of
-    2,048 records that are not decoded.
+    Each file is read from its beginning. When shuffled, an epoch reads the
+    files in a new order, 16 at a time, and shuffles windows of 2,048 encoded
+    records.
 
     Args:
-        name: as `tfds.builder` takes it, "cifar10" or "name/config:version".
-        data_dir: where it was prepared; None for TFDS's default.
-        split: as TFDS takes it, also slices: "train[:10%]".
-        download: bool, prepare it if it is not.
+        name: as in `tfds.builder`: "cifar10" or "name/config:version".
+        data_dir: folder of prepared data sets; None for TFDS's default.
+        split: as in TFDS, also a slice: "train[:10%]".
+        download: whether to prepare a data set that is not prepared.
     """
 
     def __init__(
@@ -325,48 +328,50 @@ class TFDS(Source):
 
         self._parse = parse
 
-    def records(self, sampler):
+    def records(self, sampler: Sampler) -> tf.data.Dataset:
         return _streamed(_part(self._parts, sampler), sampler, self._parse)
 
-    def fetch(self, number, data, label, name):
+    def fetch(
+        self, number: int, data: bytes, label: int, name: bytes
+    ) -> tuple[bytes, int]:
         return data, label
 
-    def name(self, number, data, label, name):
+    def name(self, number: int, data: bytes, label: int, name: bytes) -> str:
         return name.decode()
 
-    def contents(self):
+    def contents(self) -> Iterator[Any]:
         yield self._info.full_name
         for part in self._parts:
             size = os.stat(part.filename).st_size
             name = os.path.basename(part.filename)
             yield name, part.skip, part.take, size
 
-    def versions(self):
+    def versions(self) -> Iterator[Any]:
         yield (self._info.full_name,)
         for part in self._parts:
             name = os.path.basename(part.filename)
             yield name, part.skip, part.take, *_status(part.filename)
 
     @functools.cached_property
-    def labels(self):
+    def labels(self) -> np.ndarray:
         batches = self.records(Sampler.once(self.size, 1024))
         labels = batches.map(lambda number, data, label, name: label)
         # Places of the last batch beyond the last image hold anything.
         return np.concatenate(list(labels.as_numpy_iterator()))[: self.size]
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return self._info.features["label"].num_classes
 
     @property
-    def class_names(self):
+    def class_names(self) -> dict[int, str]:
         return dict(enumerate(self._info.features["label"].names))
 
 
 def _part(parts, sampler):
-    """Files of the subset: name, records to skip and take, first's number.
+    """Returns files of a subset: name, records to skip and take, first number.
 
-    What is held out lies at the end.
+    Held-out records lie at the end.
     """
     start = sampler.total - sampler.start - sampler.size
     files, number = [], 0
@@ -381,7 +386,7 @@ def _part(parts, sampler):
 
 
 def _streamed(files, sampler, parse):
-    """Records of files that are read from their beginning, batch for batch."""
+    """Returns batches of the records of files."""
     names, *numbers = zip(*files, strict=True)
     names = tf.constant(names)
     skips, takes, firsts = (tf.constant(x, tf.int64) for x in numbers)
@@ -463,25 +468,24 @@ def _builder(name, data_dir, download):
         ) from None
     except AssertionError as error:  # of a version that does not exist
         raise ValueError(f"{name!r} cannot be opened: {error}") from error
-    # Asked before anything else: an absent data set's details would be looked
-    # up on the network.
+    # Check this first: TFDS looks up an absent data set on the network.
     if builder.is_prepared():
         return builder
     if download:
         builder.download_and_prepare()
         return builder
-    # The `tfds build` command needs Apache Beam, this does not.
+    # Do not suggest `tfds build`: it needs Apache Beam.
     arguments = f"{name!r}" + (f", data_dir={data_dir!r}" if data_dir else "")
     raise ValueError(
         f"{name!r} is not prepared: nothing in {str(builder.data_dir)!r}. "
-        "Prepare it once, which downloads it: --download, or "
+        "Download and prepare it once: with `download=True`, or "
         'python -c "import tensorflow_datasets as tfds; '
         f'tfds.builder({arguments}).download_and_prepare()"'
     )
 
 
 def digest(things: Iterable[Any]) -> str:
-    """16 hexadecimal digits of bytes, and of the `repr` of anything else."""
+    """Returns 16 hexadecimal digits of bytes, or of the `repr` of others."""
     found = hashlib.sha256()
     for thing in things:
         found.update(
@@ -496,7 +500,7 @@ def _status(path):
 
 
 def _row_offsets(file):
-    """`[rows]` int64: where each row of a TSV file begins."""
+    """Returns the byte offset of each row of a TSV file, int64 `[rows]`."""
     index = os.path.splitext(file)[0] + ".lineidx"
     if os.path.exists(index):
         return np.loadtxt(index, np.int64, ndmin=1)

@@ -210,7 +210,7 @@ class Encoder(keras.Model):
         return self._image_size
 
     @image_size.setter
-    def image_size(self, value: int | None):
+    def image_size(self, value: int | None) -> None:
         _check_positive("image_size", value)
         self._image_size = value
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -14,6 +15,9 @@ import tensorflow as tf
 from seed_tf import random
 from seed_tf.io.files import differences, read_json
 from seed_tf.view_cache import provenance
+
+if TYPE_CHECKING:
+    from seed_tf.views import MultiCrop, View
 
 CONFIG = "cache.json"
 SHARD = 1024  # images in a file, and what a killed process loses at most
@@ -117,8 +121,10 @@ class ViewCache(FixedViews):
         self._files = whole_shards(self.path, self.config)
         self._seen = set()
 
-    def accompany(self, seed, epoch, index):
-        """What goes along with images of an epoch, see `datasets.load`.
+    def accompany(
+        self, seed: int, epoch: tf.Tensor, index: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Returns the keys and embeddings of an epoch's images.
 
         Args:
             seed: int, of the training.
@@ -135,8 +141,8 @@ class ViewCache(FixedViews):
         along = {"keys": self.keys(index, number), "embeddings": embeddings}
         return along, known
 
-    def embeddings(self, index, number):
-        """The teacher's embeddings of views.
+    def embeddings(self, index: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """Returns the teacher's embeddings of views.
 
         Args:
             index: int64 `[b]`, numbers of images.
@@ -164,34 +170,39 @@ class ViewCache(FixedViews):
         return rows
 
     def check_teacher(self, teacher: keras.Model) -> None:
-        """Raises ValueError unless the cache is of this teacher.
-
-        Args:
-            teacher: keras.Model.
-        """
+        """Raises ValueError unless the cache is of this teacher."""
         self._compare(
             "teacher", "another teacher", provenance.of_teacher(teacher)
         )
 
-    def check_views(self, views, squares=None):
+    def check_views(
+        self,
+        views: View | MultiCrop,
+        squares: dict[str, int] | None = None,
+    ) -> None:
         """Raises ValueError unless the cache is of these views.
 
         Args:
             views: `View` or `MultiCrop`.
-            squares: dict of how whole images are cut before, None if files
-                are decoded to the crops that views begin with.
+            squares: how whole images are cut before, None if files are
+                decoded to the crops that views begin with.
         """
         self._compare(
             "views", "other views", provenance.of_views(views, squares)
         )
 
-    def check_images(self, where, size, fingerprint):
+    def check_images(
+        self,
+        where: tuple[Any, ...],
+        size: int,
+        fingerprint: Callable[[], str],
+    ) -> None:
         """Raises ValueError unless the cache is of these images.
 
         Args:
-            where: tuple of name, split and folder. It is checked once.
-            size: int, number of images.
-            fingerprint: function without arguments to a str.
+            where: name, split and folder. Each is checked once.
+            size: number of images.
+            fingerprint: called at the first check.
         """
         if where not in self._seen:
             images = {"number": size, "fingerprint": fingerprint()}
@@ -246,7 +257,7 @@ def read_shard(file: str, shape: tuple[int, ...], checksum: int) -> int:
         array = np.load(file, mmap_mode="r")
         if array.shape != shape or array.dtype != np.float16:
             raise ValueError(
-                f"float16 {shape} expected, {array.dtype} {array.shape} found"
+                f"expected float16 {shape}, found {array.dtype} {array.shape}"
             )
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(str(error) or type(error).__name__) from error

@@ -166,7 +166,9 @@ class RandomResizedCrop(SeededAugmentation):
         _check_range("ratio", ratio)
         self.size, self.scale, self.ratio = size, tuple(scale), tuple(ratio)
 
-    def boxes(self, uniforms, height, width, numpy: Any = np):
+    def boxes(
+        self, uniforms: Any, height: Any, width: Any, numpy: Any = np
+    ) -> Any:
         """Returns the crops as a function of uniform numbers.
 
         A training step and the decoding of a file, which runs without
@@ -208,7 +210,9 @@ class RandomResizedCrop(SeededAugmentation):
         sizes = numpy.where(found, sizes, largest)
         return numpy.concatenate([corners, sizes], 1)
 
-    def transformations(self, uniforms, images):
+    def transformations(
+        self, uniforms: tf.Tensor, images: tf.Tensor
+    ) -> tf.Tensor:
         """Returns int32 `[B, 4]`: top, left, height, width, in pixels."""
         height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
         return tf.cast(self.boxes(uniforms, height, width, ops), tf.int32)
@@ -315,7 +319,9 @@ class ColorJitter(SeededAugmentation):
         _check_probability(p)
         self.hue, self.p = hue, p
 
-    def transformations(self, uniforms, images):
+    def transformations(
+        self, uniforms: tf.Tensor, images: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         """Returns the draws of each image.
 
         Returns:
@@ -382,7 +388,9 @@ class RandomGrayscale(SeededAugmentation):
         grayscale = keras_cv.layers.Grayscale(output_channels=3, seed=1)
         self._grey = grayscale.augment_images
 
-    def transformations(self, uniforms, images):
+    def transformations(
+        self, uniforms: tf.Tensor, images: tf.Tensor
+    ) -> tf.Tensor:
         """Returns bool `[B]`, which images become grey."""
         return uniforms[:, 0] < self.p
 
@@ -422,7 +430,9 @@ class RandomGaussianBlur(SeededAugmentation):
         _check_probability(p)
         self.sigma, self.p = tuple(sigma), p
 
-    def transformations(self, uniforms, images):
+    def transformations(
+        self, uniforms: tf.Tensor, images: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         """Returns a dict of "sigma" float32 `[B]` and "drawn" bool `[B]`."""
         return {
             "sigma": _between(uniforms[:, 0], *self.sigma),
@@ -463,7 +473,9 @@ class RandomHorizontalFlip(SeededAugmentation):
         _check_probability(p)
         self.p = p
 
-    def transformations(self, uniforms, images):
+    def transformations(
+        self, uniforms: tf.Tensor, images: tf.Tensor
+    ) -> tf.Tensor:
         """Returns bool `[B]`, which images are mirrored."""
         return uniforms[:, 0] < self.p
 

@@ -383,8 +383,8 @@ def small_patches(
     return swav(size, scale=scale, flip=flip)
 
 
-def swav_small_patches(size=224, *, flip=True):
-    """A view and six small ones of each image, 96 pixels where it has 224."""
+def swav_small_patches(size: int = 224, *, flip: bool = True) -> MultiCrop:
+    """Returns `swav` with six `small_patches`: 96 pixels for size 224."""
     return multi_crop(
         swav(size, flip=flip), small_patches(round(size * 96 / 224), flip=flip)
     )

@@ -526,7 +526,7 @@ class TFDSTest(parameterized.TestCase):
         self.assertEqual(int(self.load("unlabelled").cardinality()), 4)
         with self.assertRaisesRegex(
             ValueError,
-            r"not prepared.*--download.*builder\('cifar10', data_dir='.*prep",
+            r"not prepared.*`download=True`.*\('cifar10', data_dir='.*prep",
         ):
             self.load("cifar10")
 
