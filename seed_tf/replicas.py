@@ -55,8 +55,7 @@ def average_statistics(network: keras.Model) -> None:
     if context.num_replicas_in_sync == 1 or not variables:
         return
     means = context.all_reduce(
-        tf.distribute.ReduceOp.MEAN,
-        [v.value.read_value() for v in variables],
+        tf.distribute.ReduceOp.MEAN, [v.value.read_value() for v in variables]
     )
     for variable, mean in zip(variables, means, strict=True):
         variable.assign(mean)

@@ -76,10 +76,7 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
     # -- parts of a step ---------------------------------------------------
 
     def augment(
-        self,
-        images: Any,
-        step: tf.Tensor,
-        stream: int = 0,
+        self, images: Any, step: tf.Tensor, stream: int = 0
     ) -> list[tf.Tensor]:
         """Returns views of a batch, a list with one tensor per image size.
 

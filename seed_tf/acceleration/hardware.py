@@ -37,7 +37,8 @@ _assumed: contextvars.ContextVar[Hardware | None] = contextvars.ContextVar(
 
 def current() -> Hardware:
     """Returns the hardware that `assume` names, or else this machine's."""
-    return _assumed.get() or Hardware(_accelerated(), _bfloat16_is_fast())
+    accelerators = map(tf.config.list_physical_devices, ("GPU", "TPU"))
+    return _assumed.get() or Hardware(any(accelerators), _bfloat16_is_fast())
 
 
 @contextlib.contextmanager
@@ -58,10 +59,6 @@ def assume(hardware: Hardware) -> Iterator[None]:
         yield
     finally:
         _assumed.reset(token)
-
-
-def _accelerated():
-    return any(map(tf.config.list_physical_devices, ("GPU", "TPU")))
 
 
 @functools.cache

@@ -78,9 +78,7 @@ LAYOUTS = {
         backbone={"pool_padding": "same"},
     ),
     "torchvision": Layout(
-        "plain backbone",
-        r"",
-        left_out={r"fc\.(weight|bias)$": "classifier"},
+        "plain backbone", r"", left_out={r"fc\.(weight|bias)$": "classifier"}
     ),
 }
 

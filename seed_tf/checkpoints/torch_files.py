@@ -66,15 +66,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def write(path: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a state dict.
-
-    Args:
-        path: str.
-        arrays: dict of NumPy arrays by key.
-
-    Raises:
-        ValueError: if PyTorch is missing.
-    """
+    """Writes a state dict. Raises ValueError if PyTorch is missing."""
     torch = _import_torch(path)
     tensors = {k: torch.from_numpy(np.array(a)) for k, a in arrays.items()}
     torch.save(collections.OrderedDict(tensors), path)
@@ -98,10 +90,7 @@ def _is_archive(path):
 
 
 def _check_archive(path):
-    """Refuses an archive that unpacks to more than its file holds.
-
-    PyTorch stores what it writes as it is.
-    """
+    """Refuses an archive that unpacks to more than its file holds."""
     size = os.path.getsize(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -87,10 +87,7 @@ def crops(
         groups = [
             image.crops(
                 [
-                    (
-                        layer.boxes(np.concatenate(x), height, width),
-                        layer.size,
-                    )
+                    (layer.boxes(np.concatenate(x), height, width), layer.size)
                     for (layer, _), x in zip(layers, group, strict=True)
                 ]
             )
@@ -219,9 +216,8 @@ def decoded(
     batches = tf.data.Dataset.zip(sampler.steps, source.records(sampler))
     batches = batches.map(place, tf.data.AUTOTUNE)
     images = batches.unbatch().map(read_row, tf.data.AUTOTUNE)
-    batches = images.batch(end - first, drop_remainder=True).map(only_good)
-    batches = batches.map(element)
-    return batches
+    batches = images.batch(end - first, drop_remainder=True)
+    return batches.map(only_good).map(element)
 
 
 def live_keys(
@@ -230,9 +226,9 @@ def live_keys(
     """Returns a function for `crops` whose keys derive from seed and step.
 
     Args:
-        seed: int, of the views.
-        rows: pair of ints, this worker's rows of the global batch.
-        num_views: int, views of each image, decoded together.
+        seed: seed of the views.
+        rows: this worker's rows of the global batch.
+        num_views: number of views of an image, decoded together.
     """
 
     def keys(step, along):

@@ -25,13 +25,13 @@ class Sampler:
 
     Attributes:
         total: int, number of images in the data set.
-        start: int, with `held_out` the first position of this subset in a
-            fixed permutation of all images.
         size: int, number of images in this subset, all seen in every epoch.
-        held_out: bool, whether the subset is part of that permutation.
         batch_size: int, B, of the global batch.
         rows: pair of ints, the first row of each global batch that this worker
             reads, and the row after the last.
+        held_out: bool, whether the subset is part of a fixed permutation of all
+            images.
+        start: int, with `held_out` the first position in that permutation.
         drop_remainder: bool, whether to drop images that do not fill a batch;
             otherwise the last batch of an epoch has empty positions.
         shuffle: bool.
@@ -41,33 +41,21 @@ class Sampler:
     """
 
     total: int
-    start: int
     size: int
-    held_out: bool
     batch_size: int
     rows: tuple[int, int]
-    drop_remainder: bool
-    shuffle: bool
-    seed: int
-    first_step: int
-    epochs: int
+    held_out: bool = False
+    start: int = 0
+    drop_remainder: bool = False
+    shuffle: bool = False
+    seed: int = 0
+    first_step: int = 0
+    epochs: int = 1
 
     @classmethod
     def once(cls, size: int, batch_size: int) -> Sampler:
         """Returns the sampler of one pass over `size` images, in order."""
-        return cls(
-            total=size,
-            start=0,
-            size=size,
-            held_out=False,
-            batch_size=batch_size,
-            rows=(0, batch_size),
-            drop_remainder=False,
-            shuffle=False,
-            seed=0,
-            first_step=0,
-            epochs=1,
-        )
+        return cls(size, size, batch_size, rows=(0, batch_size))
 
     @property
     def steps_per_epoch(self) -> int:

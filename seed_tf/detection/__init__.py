@@ -10,11 +10,7 @@ each with a dict of its objects, padded to a common number M:
   counts neither as missed nor as found: COCO's crowds, VOC's difficult objects.
 """
 
-from seed_tf.detection.boxes import (
-    flip_images,
-    load_boxes,
-    resize,
-)
+from seed_tf.detection.boxes import flip_images, load_boxes, resize
 from seed_tf.detection.coco import (
     METRICS,
     coco_metrics,
@@ -27,14 +23,8 @@ from seed_tf.detection.comparison import (
     table,
     write_results,
 )
-from seed_tf.detection.pyramid import (
-    Pyramid,
-    pyramid_maps,
-)
-from seed_tf.detection.retinanet import (
-    detect,
-    detector,
-)
+from seed_tf.detection.pyramid import Pyramid, pyramid_maps
+from seed_tf.detection.retinanet import detect, detector
 from seed_tf.detection.training import fine_tune_detector
 
 __all__ = [

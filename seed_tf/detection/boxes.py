@@ -58,13 +58,10 @@ def load_boxes(
         objects = example["objects"]
         image, boxes = resize(example["image"], objects["bbox"], image_size)
         number = tf.shape(boxes)[0]
-        with tf.control_dependencies(
-            [
-                tf.debugging.assert_less_equal(
-                    number, max_boxes, "An image has more than `max_boxes`."
-                )
-            ]
-        ):
+        checked = tf.debugging.assert_less_equal(
+            number, max_boxes, "An image has more than `max_boxes`."
+        )
+        with tf.control_dependencies([checked]):
             missing = max_boxes - number
         skipped = objects[crowd[0]] if crowd else tf.zeros([number], tf.bool)
         classes = tf.cast(objects["label"], tf.float32)
@@ -73,7 +70,7 @@ def load_boxes(
             "classes": tf.pad(classes, [[0, missing]], constant_values=-1),
             "crowd": tf.pad(skipped, [[0, missing]]),
         }
-        shapes = {"boxes": [max_boxes, 4], "classes": [max_boxes]}
+        shapes = {"boxes": [max_boxes, 4]}
         return image, {
             k: tf.ensure_shape(v, shapes.get(k, [max_boxes]))
             for k, v in padded.items()

@@ -16,10 +16,7 @@ from seed_tf.detection.coco import (
     evaluate_detector,
     import_pycocotools,
 )
-from seed_tf.detection.retinanet import (
-    detect,
-    detector,
-)
+from seed_tf.detection.retinanet import detect, detector
 from seed_tf.detection.training import fine_tune_detector
 from seed_tf.evaluation.results import Results
 
@@ -132,38 +129,20 @@ def drawn_detections(
             axes.imshow(image)
             axes.set(xticks=[], yticks=[])
             confidence = found.get("confidence", np.ones_like(found["classes"]))
-            for box, label, score in zip(
-                found["boxes"][i],
-                found["classes"][i],
-                confidence[i],
-                strict=True,
-            ):
+            parts = found["boxes"][i], found["classes"][i], confidence[i]
+            for box, label, score in zip(*parts, strict=True):
                 if label < 0 or score < threshold:
                     continue
                 colour = f"C{int(label) % 10}"
                 x1, y1, x2, y2 = box
-                axes.add_patch(
-                    Rectangle(
-                        (x1, y1),
-                        x2 - x1,
-                        y2 - y1,
-                        fill=False,
-                        ec=colour,
-                        lw=1.5,
-                    )
-                )
+                style: dict[str, Any] = {"fill": False, "ec": colour, "lw": 1.5}
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
                 text = names[int(label)] if names else f"{int(label)}"
                 if "confidence" in found:
                     text += f" {100 * score:.0f}"
-                axes.text(
-                    x1,
-                    y1,
-                    text,
-                    fontsize=6,
-                    va="bottom",
-                    color="w",
-                    bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6},
-                )
+                frame = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
+                style = {"fontsize": 6, "va": "bottom", "color": "w"}
+                axes.text(x1, y1, text, bbox=frame, **style)
         panels[0].set_ylabel(title, fontsize=8)
     return figure
 
@@ -175,9 +154,6 @@ def table(scores: Scores, fmt: str = "text") -> str:
         scores: dict of encoders' names to lists, over seeds, of dicts as
             `evaluate_detector` returns them. A single seed has no deviation.
         fmt: see `seed_tf.reporting.tables.table`.
-
-    Returns:
-        str.
     """
     return _results(scores).table(fmt)
 

@@ -14,10 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from seed_tf import random
-from seed_tf.detection.boxes import (
-    check_images,
-    flip_images,
-)
+from seed_tf.detection.boxes import check_images, flip_images
 from seed_tf.evaluation.linear_probe import DivergenceError
 from seed_tf.io.units import duration
 from seed_tf.optimizers.schedule import warmup_cosine

@@ -29,13 +29,8 @@ _INK, _RIGHT, _WRONG = "#222222", "#009E73", "#D5302F"
 # Distinct under the common forms of colour blindness: Okabe and Ito's colours
 # for encoders, Paul Tol's "muted" ones for classes.
 _ENCODERS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#7F7F7F",
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
+    *("#56B4E9", "#D55E00", "#7F7F7F"),
 )
 _CLASSES = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77"),
@@ -134,15 +129,8 @@ def _bar(axes: Axes, y: int, values: Sequence[float], colour: str) -> None:
     if len(values) > 1:
         axes.errorbar(mean, y, xerr=spread, color=_INK, lw=1.3, capsize=3)
         heights = y + np.linspace(-0.2, 0.2, len(values))
-        axes.scatter(
-            accuracies,
-            heights,
-            s=12,
-            c="white",
-            edgecolors=_INK,
-            lw=0.8,
-            zorder=3,
-        )
+        style: dict[str, Any] = {"c": "white", "edgecolors": _INK, "zorder": 3}
+        axes.scatter(accuracies, heights, s=12, lw=0.8, **style)
         end = max(mean + spread, accuracies.max())
     axes.text(end + 2, y, f"{mean:.1f}", va="center", fontsize=9)
 
@@ -297,8 +285,8 @@ def target_curve(advice: Any) -> Figure:
     for label, (targets, line) in both.items():
         style: dict[str, Any] = {
             "color": _ENCODERS[0],
-            "ls": line,
             "marker": ".",
+            "ls": line,
         }
         x = [target.temperature for target in targets]
         neighbours = [target.neighbours for target in targets]
@@ -404,7 +392,7 @@ def _plane(vectors: np.ndarray, method: str, seed: int) -> np.ndarray:
 
     perplexity = min(30, (len(vectors) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
-    # On a busy machine its threads wait for one another: minutes, not seconds.
+    # On a busy machine its threads wait for each other, for minutes.
     with threadpool_limits(1):
         return tsne.fit_transform(vectors)
 

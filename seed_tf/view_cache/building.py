@@ -17,10 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seed_tf import (
-    datasets,
-    random,
-)
+from seed_tf import datasets, random
 from seed_tf.acceleration import precision
 from seed_tf.acceleration.folded_teacher import FoldedTeacher
 from seed_tf.datasets import pipeline
@@ -35,14 +32,8 @@ from seed_tf.io.files import (
 from seed_tf.io.locks import folder_lock
 from seed_tf.io.progress import Progress
 from seed_tf.io.units import duration, readable_bytes
-from seed_tf.trainer import (
-    check_encoder,
-    noise_image,
-)
-from seed_tf.view_cache import (
-    cache,
-    provenance,
-)
+from seed_tf.trainer import check_encoder, noise_image
+from seed_tf.view_cache import cache, provenance
 from seed_tf.views import MultiCrop, View
 
 
@@ -215,8 +206,7 @@ class _Builder:
             raise ValueError(
                 f"{self._path!r} holds another view cache. "
                 f"{'; '.join(different)}. Give the settings of that cache "
-                "to go on with it, choose another folder, or remove that "
-                "one."
+                "to go on with it, choose another folder, or remove the cache."
             )
 
     def _find_pending(self):
@@ -311,11 +301,7 @@ class _Embedder:
         return self._embed(images, keys)[:count].numpy()
 
     def seconds_per_view(self, spec):
-        """Measured on black images.
-
-        Args:
-            spec: dict of "images" and "keys" to specs, of a batch's tensors.
-        """
+        """Measures the time on black images, given a batch's specs."""
         images, keys = tf.nest.map_structure(
             lambda x: tf.zeros([self.batch_size, *x.shape[1:]], x.dtype),
             (spec["images"], spec["keys"]),

@@ -176,9 +176,7 @@ class ViewCache(FixedViews):
         )
 
     def check_views(
-        self,
-        views: View | MultiCrop,
-        squares: dict[str, int] | None = None,
+        self, views: View | MultiCrop, squares: dict[str, int] | None = None
     ) -> None:
         """Raises ValueError unless the cache is of these views.
 
@@ -192,10 +190,7 @@ class ViewCache(FixedViews):
         )
 
     def check_images(
-        self,
-        where: tuple[Any, ...],
-        size: int,
-        fingerprint: Callable[[], str],
+        self, where: tuple[Any, ...], size: int, fingerprint: Callable[[], str]
     ) -> None:
         """Raises ValueError unless the cache is of these images.
 

@@ -130,10 +130,7 @@ def separable(
 
 
 def resampling_weights(
-    start: tf.Tensor,
-    length: tf.Tensor,
-    in_size: int | tf.Tensor,
-    out_size: int,
+    start: tf.Tensor, length: tf.Tensor, in_size: int | tf.Tensor, out_size: int
 ) -> tf.Tensor:
     """Returns weights of an antialiased bilinear resize along one axis.
 

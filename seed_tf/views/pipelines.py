@@ -286,10 +286,7 @@ def multi_crop(
 
 
 def moco_v1(
-    size: int = 224,
-    *,
-    scale: Sequence[float] = (0.2, 1.0),
-    flip: bool = True,
+    size: int = 224, *, scale: Sequence[float] = (0.2, 1.0), flip: bool = True
 ) -> View:
     """Returns the views of MoCo v1: crop, grey, colour jitter, flip.
 
@@ -317,10 +314,7 @@ def moco_v1(
 
 
 def moco_v2(
-    size: int = 224,
-    *,
-    scale: Sequence[float] = (0.2, 1.0),
-    flip: bool = True,
+    size: int = 224, *, scale: Sequence[float] = (0.2, 1.0), flip: bool = True
 ) -> View:
     """Returns the views of MoCo v2: crop, colour jitter, grey, blur, flip.
 
@@ -340,10 +334,7 @@ def moco_v2(
 
 
 def simclr(
-    size: int = 224,
-    *,
-    scale: Sequence[float] = (0.2, 1.0),
-    flip: bool = True,
+    size: int = 224, *, scale: Sequence[float] = (0.2, 1.0), flip: bool = True
 ) -> View:
     """Returns the views for a SimCLR teacher, the same as `moco_v1`.
 
@@ -356,10 +347,7 @@ def simclr(
 
 
 def swav(
-    size: int = 224,
-    *,
-    scale: Sequence[float] = (0.14, 1.0),
-    flip: bool = True,
+    size: int = 224, *, scale: Sequence[float] = (0.14, 1.0), flip: bool = True
 ) -> View:
     """Returns the views of a SwAV teacher: `moco_v2` with smaller crops.
 
@@ -371,10 +359,7 @@ def swav(
 
 
 def small_patches(
-    size: int = 96,
-    *,
-    scale: Sequence[float] = (0.05, 0.14),
-    flip: bool = True,
+    size: int = 96, *, scale: Sequence[float] = (0.05, 0.14), flip: bool = True
 ) -> View:
     """Returns small views for `multi_crop`: `swav` with much smaller crops.
 
