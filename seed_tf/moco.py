@@ -24,7 +24,7 @@ from seed_tf.trainer import (
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 class MoCo(Trainer):
-    """Momentum contrast: an encoder learns to tell images apart.
+    """Momentum contrast: an encoder learns to distinguish images.
 
     Every image has two views. The encoder's embedding of the first must match
     the momentum encoder's embedding of the second among a queue of earlier
@@ -218,7 +218,7 @@ class MoCo(Trainer):
         order = tf.argsort(draws[:, 0])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
 
-        def mine(order):  # of a size that XLA can tell
+        def mine(order):  # of static size, for XLA
             return tf.slice(order, [replica * batch], [batch])
 
         view = tf.gather(everyone, mine(order))

@@ -1,4 +1,4 @@
-"""Training on several replicas, where Keras's own trainer does not do it.
+"""Training on several replicas, where Keras's own trainer fails.
 
 On one device these functions do nothing, or are not called.
 """

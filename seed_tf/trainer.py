@@ -1,4 +1,4 @@
-"""What SEED and MoCo share: seeded views, safe steps, health metrics."""
+"""The base of SEED and MoCo: seeded views, safe steps, running means."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
         acceleration: see `seed_tf.SEED`.
 
     Attributes:
-        acceleration: `Acceleration`. `str(model.acceleration)` says what
-            training steps compute faster.
+        acceleration: `Acceleration`. `str(model.acceleration)` lists the
+            parts that training steps compute faster.
         trained_parts: names of the attributes whose weights training changes.
     """
 
@@ -168,9 +168,9 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
     def xla(self, function: Callable) -> Callable:
         """Returns the function, compiled if `compile(jit_compile=True)` was.
 
-        For what each of several replicas computes alone, without collectives,
-        which XLA does not compile. Keras compiles the whole step on one device,
-        and TPUs compile it in any case.
+        It serves the part of a step that each of several replicas computes
+        alone: XLA does not compile collectives. On one device Keras compiles
+        the whole step, and TPUs always do.
         """
         strategy = tf.distribute.get_strategy()
         if (
@@ -204,9 +204,9 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
 
     @property
     def state(self) -> dict:
-        """What a run must save to go on, as `tf.train.Checkpoint` takes it.
+        """The parts that a run must save, for `tf.train.Checkpoint`.
 
-        A teacher never changes and is not part of it.
+        A teacher never changes, and is left out.
         """
         parts = {name: getattr(self, name) for name in self.trained_parts}
         return {
@@ -215,7 +215,7 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
             "step": self.step.value,
         }
 
-    # -- what Keras calls --------------------------------------------------
+    # -- called by Keras ---------------------------------------------------
 
     def track(self, *names: str) -> None:
         """Creates the running means that `log` updates."""
@@ -322,8 +322,7 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
 class StopAtNaN(keras.callbacks.Callback):
     """Raises FloatingPointError at the first step with a loss not finite.
 
-    It runs before callbacks that save, so earlier checkpoints stay as they
-    are.
+    It runs before callbacks that save: earlier checkpoints stay intact.
     """
 
     async_safe = True
@@ -342,8 +341,8 @@ def check_encoder(
 ) -> int:
     """Runs an encoder once on views of noise; returns its embedding width.
 
-    Builds an encoder that is not yet built, and finds before any training what
-    would spoil it.
+    It builds an encoder that is not yet built, and finds faults before any
+    training.
 
     Args:
         encoder: keras.Model, or any Keras layer.
@@ -381,7 +380,7 @@ def remember_image_size(
 ) -> None:
     """Sets an `Encoder`'s `image_size` to the size of the (large) views.
 
-    Other models are left alone, and so is the size if views do not set it.
+    Other models, and the size if views do not set it, stay unchanged.
 
     Args:
         encoder: keras.Model that is trained.

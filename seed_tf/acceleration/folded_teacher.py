@@ -41,8 +41,8 @@ _SAFE_IN_16_BITS = (
 class FoldedTeacher:
     """An inference-only copy of a network, BatchNorm folded into convolutions.
 
-    With its stored statistics BatchNorm is an affine map of channels. Where it
-    alone follows a convolution, the convolution's weights can do it too:
+    With its stored statistics BatchNorm is an affine map of channels. If it
+    alone follows a convolution, the convolution's weights can absorb it:
 
         w <- w * gamma / sqrt(variance + epsilon)
         b <- beta + (b - mean) * gamma / sqrt(variance + epsilon)
@@ -52,15 +52,14 @@ class FoldedTeacher:
 
     Args:
         model: an `Encoder` whose backbone is a functional or sequential
-            keras.Model, or such a model itself. Others are used as they are.
-        dtype: "float32", or "bfloat16" for the weights and the arithmetic of
-            convolutions; image normalisation, pooling and projection head stay
-            as they are. A backbone in another precision than float32, or with
-            layers that might not stand bfloat16, keeps its own.
+            keras.Model, or such a model itself. Other models run unfolded.
+        dtype: "float32", or "bfloat16" for the backbone's weights and
+            arithmetic. A backbone that is not in float32, or has layers that
+            are unsafe in bfloat16, keeps its precision.
         hardware: `Hardware`, by default this machine's.
 
     Attributes:
-        dtype: str, what the backbone computes in.
+        dtype: str, compute dtype of the backbone.
 
     Example:
 
@@ -105,12 +104,12 @@ class FoldedTeacher:
         self.update()
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns what `model(images, training=False)` does."""
+        """Computes `model(images, training=False)`."""
         return self._whole(images, training=False)
 
     @property
     def folded(self) -> bool:
-        """Whether there is a copy; a network that runs as it is has none."""
+        """Whether the network could be copied and folded."""
         return self._copy is not None
 
     @property
@@ -119,7 +118,7 @@ class FoldedTeacher:
         return [] if self._copy is None else self._whole.variables
 
     def update(self) -> None:
-        """Takes over the weights that the model has now."""
+        """Copies the present weights of the model."""
         if self._copy is None:
             return
         if self._whole is not self._copy and self._model.head is not None:
@@ -136,7 +135,7 @@ class FoldedTeacher:
 
 
 class _Nothing(keras.layers.Layer):
-    """Stands where a BatchNorm was, which takes a mask."""
+    """Replaces an absorbed BatchNorm, and takes its arguments."""
 
     def call(self, inputs, training=None, mask=None):
         return inputs
@@ -177,7 +176,7 @@ def _stands(network, dtype):
 
 
 def _pairs(network):
-    """Dict of convolutions to the BatchNorm that each can absorb."""
+    """Maps convolutions to the BatchNorm that each can absorb."""
     nodes = keras_internals.nodes(network)
     sources = {id(y): x.operation for x in nodes for y in x.output_tensors}
     users = collections.defaultdict(list)
@@ -203,13 +202,13 @@ def _pairs(network):
 
 
 def _clone(network, pairs, dtype, hardware):
-    """The network without what is absorbed, in another dtype or its own."""
+    """Returns the network without absorbed layers, in `dtype` if given."""
     absorbed = list(pairs.values())
     policy = dtype
     strategy = tf.distribute.get_strategy()
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        # A new variable's value goes to other workers by a broadcast that does
-        # not know bfloat16: weights stay in float32.
+        # Weights stay in float32: the broadcast of a new variable's value to
+        # other workers does not support bfloat16.
         policy = f"mixed_{dtype}"
 
     def clone(layer):
@@ -240,7 +239,7 @@ def _fold(conv, norm, copy):
     bias = (bias - norm.moving_mean) * factor
     if norm.center:
         bias += norm.beta
-    # [h, w, in, out], or of a depthwise convolution [h, w, in, multiplier].
+    # [h, w, in, out], or for a depthwise convolution [h, w, in, multiplier].
     kernel = ops.convert_to_tensor(conv.kernel)
     if isinstance(conv, keras.layers.DepthwiseConv2D):
         factor = ops.reshape(factor, kernel.shape[2:])

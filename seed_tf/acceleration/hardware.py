@@ -1,4 +1,4 @@
-"""What computes: the input of every choice that acceleration makes."""
+"""Describes the machine, on which every acceleration depends."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Hardware:
 
     Attributes:
         accelerated: bool, whether a GPU or a TPU computes, not the processor.
-        bfloat16: bool, whether what computes has matrix units for bfloat16.
-            Elsewhere bfloat16 is converted to float32 and back, and slower.
+        bfloat16: bool, whether the computing device has matrix units for
+            bfloat16. Other devices convert to float32 and back, slowly.
     """
 
     accelerated: bool = False
@@ -45,7 +45,7 @@ def current() -> Hardware:
 def assume(hardware: Hardware) -> Iterator[None]:
     """Within the context, `current` returns `hardware`, in this thread.
 
-    For steps that are traced here and run elsewhere, and for tests.
+    It serves steps that are traced here and run elsewhere, and tests.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Methods of layers replaced for a while, safely."""
+"""Replaces methods of layers for a while."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOCK = threading.Lock()
 
 
 def is_patched(layer: keras.layers.Layer) -> bool:
-    """Returns whether somebody else gave a layer a method of its own."""
+    """Whether a layer has an instance method that is not a replacement."""
     return any(
         name in vars(layer) and not isinstance(vars(layer)[name], _Replacement)
         for name in METHODS
@@ -24,14 +24,13 @@ def is_patched(layer: keras.layers.Layer) -> bool:
 def replaced(
     replacements: Iterable[tuple[keras.layers.Layer, str, Callable]],
 ) -> Iterator[None]:
-    """Within the context, functions stand in for methods of layers.
+    """Within the context, functions replace methods of layers.
 
-    Several threads may be in the context at a time, as those of a
-    `tf.distribute` strategy are, which take turns within a step. A replacement
-    goes as the last of them leaves.
+    Several threads may share a replacement, as those of a `tf.distribute`
+    strategy do. The last thread that leaves removes it.
 
     Args:
-        replacements: iterable of a layer, the name of its method, one of
+        replacements: triples of a layer, the name of its method, one of
             `METHODS`, and a function of the method's arguments.
     """
     installed = []
@@ -49,7 +48,7 @@ def _install(layer, name, function):
         replacement = vars(layer).get(name)
         if replacement is None:
             replacement = _Replacement(layer, name, function)
-            # Not `setattr`, by which Keras and TensorFlow would track it.
+            # `setattr` would make Keras and TensorFlow track it.
             vars(layer)[name] = replacement
         replacement.users += 1
         return replacement

@@ -1,16 +1,13 @@
-"""What a training step computes faster, and when.
+"""Chooses and installs faster kernels for a training step.
 
-A `Plan` says for which hardware a step is made. An `Acceleration` carries the
-plan out in one model: layers of the trained networks compute by faster kernels
-while the training step calls them, and a frozen teacher gives its embeddings
-by a folded copy.
+A `Plan` names the hardware of a step. An `Acceleration` carries the plan out in
+one model: layers of the trained networks use faster kernels inside the training
+step, and a folded copy of the frozen teacher gives its embeddings.
 
-The faster kernels are put into the layers as the forward pass begins and taken
-out as it ends. A `tf.function` keeps the traced operations, so that this costs
-nothing from the second step on, and custom gradients hold all that they need.
-The other way, a copy of the network that shares its variables, needs a network
-that can be cloned layer by layer. Any `keras.Model` can be trained here, and a
-subclassed one cannot be cloned so.
+The kernels are installed when a forward pass begins and removed when it ends. A
+`tf.function` keeps the traced operations, so later steps cost nothing. A clone
+that shares the variables would not serve: a subclassed `keras.Model` cannot be
+cloned layer by layer.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ from seed_tf.keras_internals import all_layers
 @keras.saving.register_keras_serializable(package="seed_tf")
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """For which hardware a training step is made.
+    """Choices of a training step for given hardware.
 
     Attributes:
         hardware: `Hardware`, by default this machine's.
@@ -63,18 +60,18 @@ class Plan:
 
 
 class Acceleration:
-    """A plan carried out in one model; `str` of it says what is replaced.
+    """A plan carried out in one model; `str` lists the replacements.
 
     Args:
-        plan: "auto" for a plan for this machine, a `Plan`, or None for Keras's
-            own layers everywhere and the teacher as it is.
+        plan: "auto" for a plan for this machine, a `Plan`, or None for plain
+            Keras and an unfolded teacher.
 
     Attributes:
         requested: the argument.
         plan: `Plan` or None.
 
     Raises:
-        ValueError: if `plan` is something else.
+        ValueError: if `plan` has another value.
     """
 
     def __init__(self, plan: Plan | str | None = "auto"):
@@ -105,8 +102,8 @@ class Acceleration:
 
         Args:
             teacher: keras.Model.
-            teacher_precision: "float32", "bfloat16", or None for what
-                `precision.default_teacher_precision` says.
+            teacher_precision: "float32", "bfloat16", or None for the result
+                of `precision.default_teacher_precision`.
             teacher_temperature: positive float.
 
         Raises:
@@ -144,8 +141,8 @@ class Acceleration:
     def applied(self, network: keras.Model) -> Iterator[None]:
         """Within the context, the layers of `network` compute faster.
 
-        A layer to which somebody gave a `call` or `convolution_op` of its own
-        is left alone. The context may be entered again before it is left.
+        Layers whose instance has its own `call` or `convolution_op` stay as they
+        are. The context may be nested.
         """
         with patching.replaced(self._replacements(network)):
             yield
@@ -157,7 +154,7 @@ class Acceleration:
         return machine.assume(self.plan.hardware)
 
     def _replacements(self, network):
-        """Triples of a layer, the name of its method and a function."""
+        """Yields (layer, name of its method, function)."""
         if self.plan is None:
             return
         for layer in all_layers(network):

@@ -1,4 +1,4 @@
-"""Where 16 bits are enough. docs/performance.md has the measurements."""
+"""Chooses 16 or 32 bits. docs/performance.md has the measurements."""
 
 from __future__ import annotations
 

@@ -31,11 +31,10 @@ class View(keras.layers.Layer):
     the same range. A view runs eagerly, in `tf.data`, and compiled inside a
     training step, also by XLA.
 
-    With `seeds`, uint32 `[B, 2]` (`[2]` for a single image), one key per
-    image, a view is a function of the image and its key, from which each layer
-    derives its randomness. Without seeds every call draws anew. The layers may
-    include layers of KerasCV and Keras. Their own randomness does not follow
-    the seeds.
+    With `seeds`, uint32 `[B, 2]` (`[2]` for a single image), a view is a
+    function of the image and its key, from which each layer derives its
+    randomness. Without seeds every call draws new numbers. Layers of KerasCV
+    and Keras may take part; their own randomness does not follow the seeds.
 
     Args:
         layers: list of augmentation layers, in order.
@@ -160,7 +159,7 @@ class MultiCrop(keras.layers.Layer):
     The input is a batch of images, with or without `seeds`, as for `View`. The
     result is a pair: the large views `[B, S, S, 3]`, and the small views
     `[num_small * B, s, s, 3]`, whose first B rows are the first small view of
-    every image. All views are independent of one another.
+    every image. All views are independent.
 
     Args:
         global_view: View, or a callable like it, for the large view.
