@@ -141,7 +141,7 @@ class Acceleration:
     def applied(self, network: keras.Model) -> Iterator[None]:
         """Within the context, the layers of `network` compute faster.
 
-        Layers whose instance has its own `call` or `convolution_op` stay as they
+        Layers with a `call` or `convolution_op` of their own stay as they
         are. The context may be nested.
         """
         with patching.replaced(self._replacements(network)):
