@@ -53,12 +53,10 @@ def _attention(queries, own, queue, block_size, include_own=True):
             origin of `surprise`.
 
     Returns:
-        A tuple of
-
         surprise: `[R]`, the logarithm of the softmax's denominator less the
             logit of the own point: with `include_own` the own point's -log
-            probability. Thanks to this origin a nearly one-hot softmax is not
-            the difference of two large numbers.
+            probability. This origin avoids the difference of two large
+            numbers when the softmax is nearly one-hot.
         mass: `[R, 1]`, the probability of the own point.
         rest: `[R, 1]`, the probability of the queue, `1 - mass`.
         part: `[R, D]`, the queue's part of the softmax-weighted mean, which is

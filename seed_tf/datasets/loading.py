@@ -178,8 +178,8 @@ def load(
             except with TFDS, not read.
         shard: pair of ints (index, count): this worker's part of each batch,
             rows `[index * B / count, (index + 1) * B / count)`.
-        held_out: int, images set aside in a fixed pseudo-random choice; of
-            TFDS the last of the split.
+        held_out: int, number of images set aside, by a fixed pseudo-random
+            choice; with TFDS the last images of the split.
         subset: "train" for all images that are not held out, or "held_out".
         download: bool, whether TFDS may download and prepare the data set.
         corrupt: `CorruptFiles` to report to. By default the pipeline stops at
@@ -201,9 +201,8 @@ def load(
 
     Raises:
         ValueError: if the data are missing, unreadable or empty, the split is
-            unknown, labels are missing, the data do not fill one batch, an
-            argument is out of range, or the view cache has different images or
-            views.
+            unknown, labels are missing, the data do not fill a batch, the view
+            cache is of other data or views, or an argument is out of range.
 
     Example:
 

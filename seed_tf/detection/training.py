@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -115,7 +114,9 @@ def fine_tune_detector(
         jit_compile=False,
     )
     progress = _Progress(steps, epochs, learning_rate, log)
-    with _unnamed_inputs():
+    with warnings.catch_warnings():
+        # KerasCV's input lacks its name.
+        warnings.filterwarnings("ignore", "The structure of `inputs`")
         model.fit(
             batches.take(steps),
             shuffle=False,  # already done; Keras's default warns
@@ -123,14 +124,6 @@ def fine_tune_detector(
             callbacks=[progress],
         )
     return progress.losses
-
-
-@contextlib.contextmanager
-def _unnamed_inputs() -> Iterator[None]:
-    """Hides Keras's warning of KerasCV's input, which lacks its name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The structure of `inputs`")
-        yield
 
 
 class _Progress(keras.callbacks.Callback):
