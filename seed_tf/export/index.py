@@ -50,8 +50,8 @@ def read_index(
             count = sum(1 for _ in file)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder!r} holds no index, or a damaged one: {error}. Make one "
-            "with seed_tf.search.build, or the command seed-tf search index."
+            f"{folder!r} holds no index, or a damaged index: {error}. Build "
+            "it with seed_tf.search.build, or the command seed-tf search index."
         ) from error
     if count != len(embeddings):
         raise ValueError(

@@ -119,7 +119,8 @@ def _write(outputs, path, images, precision):
     )
     with tempfile.TemporaryDirectory() as folder:
         # The converter loses the weights of a `tf.saved_model.save` and of
-        # `from_concrete_functions`, but keeps those of an ExportArchive.
+        # `from_concrete_functions`, but keeps the weights of an
+        # ExportArchive.
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         content = _convert(converter, precision, images)

@@ -30,8 +30,8 @@ def onnx(
 ) -> ParityReport:
     """Writes an encoder as an ONNX file, and compares it with the encoder.
 
-    The file has the inputs and outputs of `seed_tf.export.litert`, and its
-    report lies beside it likewise. ONNX Runtime computes the comparison.
+    The file has the same inputs and outputs as a LiteRT file, and a report
+    beside it, see `seed_tf.export.litert`. ONNX Runtime runs the comparison.
 
     Args:
         encoder, images, image_size, labelled, limits: see

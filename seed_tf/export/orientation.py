@@ -29,7 +29,7 @@ def orientation(content: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
 
 
 def _exif(padded, kind):
-    """Returns int64 start and end of the TIFF structure, equal without one."""
+    """Returns int64 start and end of the TIFF structure, equal if missing."""
     size = tf.size(padded, tf.int64) - _PADDING
 
     # Each function reads a segment from its first 16 bytes, `head`. It returns

@@ -95,6 +95,6 @@ class Outputs(keras.Model):
 def _unit(x):
     """Scales rows to length 1. Zero rows stay zero."""
     # `embeddings.l2_normalise` multiplies by the inverse of the length. int8
-    # LiteRT can leave division in float, but not this one product.
+    # LiteRT can leave all divisions in float, but not a single product.
     length = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
     return x / ops.maximum(length, 1e-12)

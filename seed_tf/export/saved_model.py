@@ -282,12 +282,14 @@ def _described(server):
             for name, spec in specs.items()
         }
 
-    described = {}
-    for name, function in server.functions.items():
-        graph = function.get_concrete_function()
-        (images,) = graph.inputs[:1]
-        described[name] = {
-            "inputs": describe({"images": images}),
+    graphs = {
+        name: function.get_concrete_function()
+        for name, function in server.functions.items()
+    }
+    return {
+        name: {
+            "inputs": describe({"images": graph.inputs[0]}),
             "outputs": describe(graph.structured_outputs),
         }
-    return described
+        for name, graph in graphs.items()
+    }

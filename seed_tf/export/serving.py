@@ -48,7 +48,7 @@ class Server(tf.Module):
     ) -> None:
         super().__init__()
         self._size, self._resize, self._k = image_size, resize, k
-        # Track plain variables: a server does not know those of Keras.
+        # Track plain variables: a server does not know Keras variables.
         self.weights = [weight.value for weight in outputs.weights]
         side = image_size
         self._network = tf.function(

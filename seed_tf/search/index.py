@@ -107,7 +107,7 @@ class Index:
             raise ValueError(f"`k` must be positive. Received: k={k}.")
         k = min(k, len(self))
         queries = l2_normalise(queries)
-        # faiss rounds similarities, and orders equal ones arbitrarily.
+        # faiss rounds similarities, and the order of equal ones may vary.
         _, candidates = self._vectors.search(
             queries, min(max(4 * k, 64), len(self))
         )

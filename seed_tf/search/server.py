@@ -55,8 +55,8 @@ def make_server(
     only. Errors have a status of at least 400, and `{"error": ...}`.
 
     Args:
-        search: `ImageSearch`, or a function that returns one. `make_server`
-            calls the function after binding the port, before opening it.
+        search: `ImageSearch`, or a function that returns an `ImageSearch`.
+            `make_server` calls the function once the port is reserved.
         port: int; 0 for any free port.
 
     Returns:

@@ -132,7 +132,7 @@ class DecodeTest(parameterized.TestCase):
         image = Image.fromarray(ink, mode="CMYK")
         self.check({"CMYK": encoded(image, "JPEG")}, tolerance=1)
 
-    def test_bad_files_are_told_one_by_one(self):
+    def test_every_bad_file_has_its_problem(self):
         jpeg, png, webp = (
             encoded(picture(), kind) for kind in ("JPEG", "PNG", "WEBP")
         )
