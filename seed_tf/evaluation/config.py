@@ -1,5 +1,7 @@
 """Settings of an evaluation."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Callable
@@ -7,7 +9,9 @@ from collections.abc import Callable
 import keras
 from absl import logging
 
+from seed_tf.evaluation.fine_tune import FineTuneResult
 from seed_tf.evaluation.labelled_images import LabelledImages
+from seed_tf.evaluation.linear_probe import ProbeResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +63,8 @@ class EvaluationConfig:
             "image_size": self.train.image_size,
         }
 
-    def score(self, result) -> float:
-        """A result's accuracy, in percent, by the data set's metric."""
+    def score(self, result: ProbeResult | FineTuneResult) -> float:
+        """Accuracy of a result in percent, by the data set's metric."""
         mean = self.metric == "mean per class"
         return 100 * (result.mean_per_class if mean else result.accuracy)
 

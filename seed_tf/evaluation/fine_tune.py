@@ -42,7 +42,7 @@ class FineTuneResult:
     model: keras.Model
 
 
-def training_view(image_size):
+def training_view(image_size: int) -> Callable:
     """The protocol's augmentation: a crop of area 0.08-1, and a flip."""
     from seed_tf import views  # imports KerasCV, which takes seconds
 

@@ -1,9 +1,13 @@
-"""Labelled images by name: how protocols find, cut and draw from them."""
+"""Labelled images by name, as evaluation protocols use them."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import os
 import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,13 +27,13 @@ class LabelledImages:
             folders, "digits", "tsv" or a TFDS name.
         split: str.
         data_dir: str or None.
-        image_size: positive int, S, of the central squares, which are cut out
-            of images resized as 256 is to 224.
+        image_size: positive int, S, pixels of the central squares. Images are
+            resized to `images.shorter_side(S)` first.
         batch_size: positive int, images run at a time.
-        download: bool, let TFDS download and prepare what is missing.
+        download: bool, whether TFDS may download and prepare the data set.
 
     Raises:
-        ValueError: by every method, if the data are missing or unlabelled.
+        ValueError: in every method, if the data are missing or unlabelled.
     """
 
     dataset: str
@@ -40,13 +44,13 @@ class LabelledImages:
     download: bool = False
 
     @property
-    def resize(self):
+    def resize(self) -> int:
         return shorter_side(self.image_size)
 
     def __len__(self):
         return int(self.load(batch_size=1).cardinality())
 
-    def load(self, **options):
+    def load(self, **options: Any) -> tf.data.Dataset:
         """Batches of (central squares, labels), in a fixed order."""
         options = {
             "image_size": self.image_size,
@@ -58,10 +62,18 @@ class LabelledImages:
         }
         return datasets.load(self._source, **options)
 
-    def training(self, view, *, epochs, batch_size, seed=0, **options):
+    def training(
+        self,
+        view: Callable,
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int = 0,
+        **options: Any,
+    ) -> tuple[tf.data.Dataset, int]:
         """Augmented batches of all epochs, each in another order.
 
-        Only what the view's crop needs of a file is decoded.
+        Only the part of a file that the view's crop needs is decoded.
 
         Args:
             view: `seed_tf.views.View`.
@@ -99,8 +111,8 @@ class LabelledImages:
         views = batches.enumerate().map(augment, tf.data.AUTOTUNE)
         return views.prefetch(tf.data.AUTOTUNE), len(batches) // epochs
 
-    def pick(self, indices):
-        """The squares `[n, S, S, 3]` uint8 of the images of those numbers."""
+    def pick(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the squares `[n, S, S, 3]` uint8 of images by number."""
         wanted = {int(i): None for i in indices}
         number = 0
         for images, _ in self.load():
@@ -138,24 +150,26 @@ class LabelledImages:
         cut = self.dataset, self.split, self.image_size, self.resize
         return digest([cut, *self._source.versions()])
 
-    def fraction(self, fraction, folder, seed=0):
+    def fraction(
+        self, fraction: float, folder: str, seed: int = 0
+    ) -> LabelledImages:
         """A share of every class's images, see `label_fraction`.
 
         Args:
             fraction: float in (0, 1].
-            folder: where the subset is put, as a folder of class folders:
-                links to files, or files.
+            folder: receives the subset as class folders of links to files, or
+                of files.
             seed: int.
 
         Returns:
-            `LabelledImages`; these themselves if `fraction` is 1.
+            `LabelledImages`; the same object if `fraction` is 1.
         """
         if fraction == 1:
             return self
         return self._subset(label_fraction(self.labels, fraction, seed), folder)
 
-    def listed(self, path, folder):
-        """The images that a file names, one per line, by their file names.
+    def listed(self, path: str, folder: str) -> LabelledImages:
+        """The images whose file names a text file lists, one per line.
 
         Args:
             path: text file, as SimCLR's `1percent.txt` for ImageNet:
@@ -166,8 +180,8 @@ class LabelledImages:
             `LabelledImages`.
 
         Raises:
-            ValueError: if these are no class folders, a name is no image's,
-                or a class has none.
+            ValueError: if the data are not class folders, no image has one of
+                the names, or a class has no image.
         """
         source = self._source
         if source.path(0) is None:

@@ -1,9 +1,13 @@
-"""What an evaluation found: one table in several forms, and a figure."""
+"""The results of an evaluation: one table in several forms, and a figure."""
+
+from __future__ import annotations
 
 import csv
 import io
 import json
 import os
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -22,21 +26,31 @@ class Results:
         scores: dict of encoders to dicts of columns to lists, of one value per
             seed: percent, or str.
         pictures: dict of names to figures.
-        fingerprints: dict of encoders to what tells their weights apart.
-        data: JSON dict that tells what they were evaluated on.
+        fingerprints: dict of encoders to fingerprints of their weights.
+        data: JSON dict that describes the data of the evaluation.
     """
 
-    def __init__(self, scores, pictures=(), fingerprints=(), data=()):
+    def __init__(
+        self,
+        scores: Mapping[str, Mapping[str, list]],
+        pictures: Mapping[str, Any] | Iterable = (),
+        fingerprints: Mapping[str, str] | Iterable = (),
+        data: Mapping[str, Any] | Iterable = (),
+    ):
         self.scores, self.pictures = scores, dict(pictures)
         self.fingerprints, self.data = dict(fingerprints), dict(data)
 
     @classmethod
-    def read(cls, folder, data):
-        """What `write` left in a folder, without pictures; empty if nothing.
+    def read(cls, folder: str, data: Mapping[str, Any]) -> Results:
+        """Reads the results that `write` left in a folder, without pictures.
+
+        Args:
+            folder: str. Without results in it, the new ones are empty.
+            data: description of the data, which must match.
 
         Raises:
-            ValueError: if that was on other data, or the folder has results
-                of other kinds, or damaged ones.
+            ValueError: if the results are of other data or of another kind,
+                or damaged.
         """
         path = os.path.join(folder, "scores.json")
         remedy = "Choose another `output`, or remove them."
@@ -50,7 +64,7 @@ class Results:
             if os.path.exists(os.path.join(folder, "results.json")):
                 raise ValueError(
                     f"{folder!r} holds results without a scores.json, which "
-                    f"would tell on which data. {remedy}"
+                    f"names their data. {remedy}"
                 ) from None
             return cls({}, data=data)
         except (ValueError, KeyError, TypeError) as error:
@@ -66,18 +80,19 @@ class Results:
             )
         return cls(scores, (), fingerprints, data)
 
-    def beside(self, earlier):
-        """These and earlier results on the same data, as one.
+    def beside(self, earlier: Results) -> Results:
+        """Joins these results with earlier ones on the same data.
 
-        Where both have a column of an encoder, it is this one's. Of an encoder
-        whose weights are others now, nothing earlier stays, with a warning.
+        These replace earlier values in the same column of an encoder. If the
+        encoder's weights have changed, all of its earlier values are left
+        out, with a warning.
         """
         kept = dict(earlier.scores)
         for name in set(self.scores) & set(kept):
             if self.fingerprints.get(name) != earlier.fingerprints.get(name):
                 logging.warning(
-                    "%s has other weights than when it was evaluated before. "
-                    "What was found then is left out: %s.",
+                    "The weights of %s have changed since its last evaluation. "
+                    "Its earlier results are left out: %s.",
                     *(name, ", ".join(kept.pop(name))),
                 )
         scores = {
@@ -88,13 +103,13 @@ class Results:
         return Results(scores, self.pictures, fingerprints, self.data)
 
     @property
-    def columns(self):
-        """Headings, of all encoders."""
+    def columns(self) -> list[str]:
+        """Headings of all encoders."""
         return list(
             dict.fromkeys(c for found in self.scores.values() for c in found)
         )
 
-    def table(self, fmt="text"):
+    def table(self, fmt: str = "text") -> str:
         """The table as "text", "markdown" or "html"; mean ± spread of seeds.
 
         The spread is the standard deviation over the seeds. A row is an
@@ -114,8 +129,8 @@ class Results:
         ]
         return tables.table(rows, ["", *cells], fmt)
 
-    def rows(self):
-        """Flat rows, as JSON and CSV have them; spreads in columns apart."""
+    def rows(self) -> list[dict[str, Any]]:
+        """Flat rows for JSON and CSV, with spreads in columns of their own."""
         rows = []
         for name, found in self.scores.items():
             row = {"encoder": name}
@@ -128,8 +143,8 @@ class Results:
             rows.append(row)
         return rows
 
-    def figure(self):
-        """All scores in one figure, a line per column, a dot per encoder."""
+    def figure(self) -> Any:
+        """Draws all scores: a line per column, a dot per encoder."""
         import matplotlib
 
         style = {"font.size": 9, "figure.constrained_layout.use": True}
@@ -173,10 +188,10 @@ class Results:
         figure.legend(loc="outside upper left", frameon=False)
         return figure
 
-    def write(self, folder):
+    def write(self, folder: str) -> None:
         """Writes results.json, .csv, .md and .png, and the pictures.
 
-        And scores.json, with what `read` takes: the values of all seeds.
+        scores.json has the values of all seeds, for `read`.
 
         Raises:
             OSError: if a file cannot be written.
@@ -211,7 +226,7 @@ class Results:
 
 
 def _cell(values):
-    """One value, or (mean, standard deviation); of words all that occur."""
+    """One number, or (mean, standard deviation), or all words that occur."""
     if isinstance(values[0], str):
         return ", ".join(dict.fromkeys(values))
     if len(values) == 1:
