@@ -32,7 +32,7 @@ class Results:
 
     def __init__(
         self,
-        scores: Mapping[str, Mapping[str, list]],
+        scores: Mapping[str, dict[str, list]],
         pictures: Mapping[str, Any] | Iterable = (),
         fingerprints: Mapping[str, str] | Iterable = (),
         data: Mapping[str, Any] | Iterable = (),

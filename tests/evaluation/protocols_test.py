@@ -452,7 +452,7 @@ class ResultsTest(absltest.TestCase):
         with self.assertLogs(level="WARNING") as logs:
             both = later.beside(earlier)
         self.assertLen(logs.output, 1)
-        self.assertIn("b has other weights", logs.output[0])
+        self.assertIn("The weights of b have changed", logs.output[0])
         self.assertIn("left out: knn", logs.output[0])
         self.assertEqual(
             both.scores,
