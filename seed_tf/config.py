@@ -1,12 +1,10 @@
 """Every setting of a run, in one place.
 
-`DistillConfig` and `PretrainConfig` are what `seed_tf.distill` and
-`seed_tf.pretrain` take, what the commands' flags are made from, what a recipe
-holds and what `config.json` in the folder of a run says. The help text of a
-setting stands here and nowhere else.
+`DistillConfig` and `PretrainConfig` define the settings of `seed_tf.distill`,
+`seed_tf.pretrain`, the commands, the recipes, and `config.json` of a run.
 
-The module imports neither TensorFlow nor Keras nor NumPy, so that a command
-can print its help at once.
+The module imports neither TensorFlow nor Keras nor NumPy: a command prints its
+help at once.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import shlex
 import types
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 VIEWS = ("moco_v1", "moco_v2", "simclr", "swav", "swav_small_patches")
 OBJECTIVES = (
@@ -27,12 +26,12 @@ OBJECTIVES = (
     "kmeans_clustering",
     "online_clustering",
 )
-# Images of each split that k-NN during training reads at most.
+# The most images of a split that k-NN during training reads.
 KNN_IMAGES = 20_000
 
 
 def setting(
-    default,
+    default: Any,
     help: str,
     *,
     choices: Sequence[str] | None = None,
@@ -40,19 +39,17 @@ def setting(
     maximum: float | None = None,
     required: bool = False,
     may_differ: bool = False,
-):
-    """A field of a configuration.
+) -> Any:
+    """A field of a configuration, for `dataclasses`.
 
     Args:
-        default: value of the field if none is given.
+        default: value of the field by default.
         help: description of the setting, for flags and docs.
-        choices: strings that are allowed, or None for any.
-        minimum, maximum: bounds of a number, inclusive.
-        required: bool, whether a run needs a value other than None.
-        may_differ: bool, whether a resumed run may have another value.
-
-    Returns:
-        A `dataclasses.field` with these as its metadata.
+        choices: allowed strings, or None for any.
+        minimum: lower bound of a number, inclusive.
+        maximum: upper bound of a number, inclusive.
+        required: whether a run needs a value other than None.
+        may_differ: whether a resumed run may change the value.
     """
     return dataclasses.field(
         default=default,
@@ -75,11 +72,11 @@ TEACHER_HELP = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A set of settings, each checked when it is set.
+    """Checked settings.
 
-    Numbers out of range, unknown choices and values of another type raise a
-    `ValueError` that names the argument. Required settings may be missing
-    until `check`, so that a recipe need not name a folder.
+    A number out of range, an unknown choice or a wrong type raises a
+    `ValueError` that names the argument. `check` requires the required
+    settings: a recipe need not name a folder.
     """
 
     def __post_init__(self):
@@ -95,8 +92,8 @@ class Config:
             if required and getattr(self, field.name) is None:
                 raise ValueError(f"`{field.name}` must be given.")
 
-    def as_dict(self) -> dict:
-        """The settings as a JSON object holds them."""
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the settings as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -105,7 +102,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewsConfig(Config):
-    """Unlabelled images, and how they are augmented."""
+    """Settings of unlabelled images and their augmentation."""
 
     dataset: str = setting(
         "folder",
@@ -137,18 +134,19 @@ class ViewsConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(ViewsConfig):
-    """Settings that every training shares; the defaults are the paper's."""
+    """Settings of all runs. The defaults are the paper's."""
 
     recipe: str | None = setting(
         None,
-        "An experiment of the paper, whose settings the others override; "
-        "'list' prints all, with the paper's numbers. See docs/recipes.md.",
-        may_differ=True,  # its settings are compared themselves
+        "An experiment of the paper. Other settings override its settings. "
+        "'list' prints all recipes and the paper's numbers. See "
+        "docs/recipes.md.",
+        may_differ=True,  # a resumed run compares all other settings
     )
     held_out: int | None = setting(
         None,
-        "Images kept from training, to compare neighbours on; by default "
-        "1,000, but at most a twentieth of all.",
+        "Images kept from training, to compare their neighbours. The default "
+        "is 1,000, but at most a twentieth of all.",
         minimum=0,
     )
     stem: str = setting(
@@ -170,14 +168,14 @@ class RunConfig(ViewsConfig):
     )
     precision: str = setting(
         "auto",
-        "Arithmetic of the trained network. 'auto' is the fastest here, and "
-        "for a resumed run the one that it began with. Weights and losses are "
+        "Arithmetic of the trained network. 'auto' is the fastest on this "
+        "machine; a resumed run keeps its first choice. Weights and losses are "
         "always float32.",
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     )
     output: str | None = setting(
         None,
-        "Folder for all that the run writes.",
+        "Folder for all files of the run.",
         required=True,
         may_differ=True,
     )
@@ -188,73 +186,72 @@ class RunConfig(ViewsConfig):
     )
     dry_run: bool = setting(
         False,
-        "Build everything, count operations and memory, run five steps if they "
-        "fit, print what the whole run takes, and leave nothing behind.",
+        "Count operations and memory, run five steps if they fit, print the "
+        "cost of the whole run, and write nothing.",
         may_differ=True,
     )
     checkpoint_minutes: float = setting(
         10.0,
-        "From one checkpoint to the next.",
+        "Minutes between checkpoints.",
         minimum=0.0,
         may_differ=True,
     )
     knn_every: int = setting(
         0,
-        "Epochs from one k-NN evaluation on labelled images to the next; 0 "
-        "for none.",
+        "Epochs between k-NN evaluations on labelled images; 0 for none.",
         minimum=0,
     )
     knn_data_dir: str | None = setting(
-        None, "Labelled images for k-NN; by default those of training."
+        None, "Labelled images for k-NN. The default is `data_dir`."
     )
     knn_splits: tuple[str, ...] = setting(
         ("train", "test"),
-        "Labelled splits, to vote and to be classified; of each at most "
-        f"{KNN_IMAGES:,} images are taken.",
+        "Labelled splits: the first votes on the class of the second. k-NN "
+        f"reads at most {KNN_IMAGES:,} images of each.",
     )
     patience: int = setting(
         0,
-        "Evaluations (of k-NN, or else of agreement with the teacher) without "
-        "a new best after which training stops; 0 for never.",
+        "Evaluations (k-NN, else agreement with the teacher) without a new "
+        "best before training stops; 0 for never.",
         minimum=0,
     )
     strategy: str = setting(
         "auto",
         "Devices: 'one', all GPUs of this host, several hosts by TF_CONFIG, "
-        "or a TPU; 'auto' takes what is there.",
+        "or a TPU; 'auto' takes the available devices.",
         choices=("auto", "one", "mirrored", "multiworker", "tpu"),
     )
     tpu: str | None = setting(None, "Name or address of a TPU.")
     sync_batch_norm: bool = setting(
         False,
-        "Statistics of BatchNorm over all replicas; the paper's are of each.",
+        "BatchNorm with statistics of all replicas, not of each as in the paper.",
     )
     jit: bool | None = setting(
         None,
-        "Compile the step by XLA; by default on a single GPU and on TPUs. On "
-        "CPUs it is slower.",
+        "Compile the step with XLA. The default is a single GPU and TPUs only: "
+        "XLA is slower on CPUs.",
     )
 
-    command: typing.ClassVar[str]  # that runs it
+    command: typing.ClassVar[str]  # runs these settings
 
     def __post_init__(self):
         super().__post_init__()
         if len(self.knn_splits) != 2:
             raise ValueError(
-                "`knn_splits` must be two splits, to vote and to be "
-                f"classified. Received: knn_splits={self.knn_splits!r}."
+                "`knn_splits` must be two splits. "
+                f"Received: knn_splits={self.knn_splits!r}."
             )
 
     @classmethod
     def may_differ(cls) -> list[str]:
-        """Names of settings that a resumed run may change."""
+        """Returns the names of settings that a resumed run may change."""
         fields = dataclasses.fields(cls)
         return [field.name for field in fields if field.metadata["may_differ"]]
 
     def command_line(self) -> str:
-        """A command that runs these settings, to paste into a shell.
+        """Returns a command to paste into a shell.
 
-        It has every setting that is not the default, also those of a recipe.
+        The command names all settings that differ from the defaults.
         """
         words = ["seed-tf", self.command]
         for field in dataclasses.fields(self):
@@ -279,8 +276,8 @@ class DistillConfig(RunConfig):
     student: str = setting("mobilenet_v3_large", "Backbone, by name.")
     hidden_dim: int | None = setting(
         None,
-        "Width of the student's head; the backbone's own by default. A wider "
-        "one can help: 2048 for resnet18.",
+        "Width of the student's head. The default is the backbone's width. A "
+        "wider head can help: 2048 for resnet18.",
         minimum=1,
     )
     student_temperature: float = setting(0.2, "Of the student's softmax.")
@@ -290,20 +287,17 @@ class DistillConfig(RunConfig):
     )
     objective: str = setting(
         "similarity_distillation",
-        "What the student learns: SEED's own loss, or an alternative of the "
-        "paper's.",
+        "Loss of the student: SEED's own, or one of the paper's alternatives.",
         choices=OBJECTIVES,
     )
     same_view: bool = setting(
         True,
-        "Whether teacher and student see one view of an image, or each its "
-        "own.",
+        "Whether teacher and student see the same view of an image.",
     )
     view_cache: str | None = setting(
         None,
-        "Folder that the command cache has made with this teacher, of these "
-        "images and views: the step then does without the teacher. See "
-        "docs/view_cache.md.",
+        "Folder of a cache that `seed-tf cache` made with this teacher, images "
+        "and views. Training then skips the teacher. See docs/view_cache.md.",
     )
 
 
@@ -326,12 +320,7 @@ class PretrainConfig(RunConfig):
 
 @functools.cache
 def types_of(config: type[Config]) -> dict[str, tuple[type, ...]]:
-    """Types that each setting of a configuration allows.
-
-    Returns:
-        Dict of names to tuples such as `(int, NoneType)`, or
-        `(tuple,)` for several strings.
-    """
+    """Returns the allowed types by setting, such as `(int, NoneType)`."""
     hints = typing.get_type_hints(config)
     found = {}
     for field in dataclasses.fields(config):
@@ -343,11 +332,7 @@ def types_of(config: type[Config]) -> dict[str, tuple[type, ...]]:
 
 
 def _converted(config, field):
-    """The value of a field, in the type that the field says.
-
-    Raises:
-        ValueError: if it has another one.
-    """
+    """Returns the value of a field in the declared type, or raises."""
     value = getattr(config, field.name)
     allowed = types_of(type(config))[field.name]  # type: ignore[arg-type]
     if isinstance(value, os.PathLike) and str in allowed:
@@ -357,11 +342,8 @@ def _converted(config, field):
         value = float(value)
     if tuple in allowed and isinstance(value, list):
         value = tuple(value)
-    if bool not in allowed and isinstance(value, bool):
-        allowed_here = False
-    else:
-        allowed_here = isinstance(value, allowed)
-    if not allowed_here:
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, allowed) or (is_bool and bool not in allowed):
         names = ["None" if x is types.NoneType else x.__name__ for x in allowed]
         raise ValueError(
             f"`{field.name}` must be of type {' or '.join(names)}. "

@@ -5,23 +5,22 @@
         --teacher=moco_v2_200ep_pretrain.pth.tar --data_dir=imagenet \\
         --output=runs/resnet18
 
-The defaults of `DistillConfig` and `PretrainConfig` are what all recipes share,
-with those of `training.SGD`, which are the paper's too: momentum 0.9. All are
-evaluated alike, see `ELSEWHERE`. To change a setting, replace it:
+All recipes share the defaults of `DistillConfig`, `PretrainConfig` and
+`training.SGD`, and the evaluations in `ELSEWHERE`. To change a setting:
 
     config = dataclasses.replace(get("mocov2_resnet18").config, epochs=800)
 
-Numbers are the paper's, only where a source confirms them; None elsewhere.
-None of these was run here on ImageNet.
+Numbers are the paper's; None where no source confirms a number. No recipe was
+run here on ImageNet.
 
-Names and settings need no TensorFlow: only `build` and `build_views` import it.
+Only `build` and `build_views` import TensorFlow.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import typing
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from seed_tf.config import (
     DistillConfig,
@@ -30,7 +29,14 @@ from seed_tf.config import (
     ViewsConfig,
 )
 
-Settings = typing.TypeVar("Settings", bound=RunConfig)
+if TYPE_CHECKING:
+    import keras
+
+    from seed_tf.moco import MoCo
+    from seed_tf.seed import SEED
+    from seed_tf.views import MultiCrop, View
+
+Settings = TypeVar("Settings", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +44,11 @@ class Teacher:
     """A trained network to distil from.
 
     Attributes:
-        architecture: str, as `seed_tf.backbone` names it.
-        method: str, how it was trained, as `checkpoints.load_encoder` names
-            it; "torchvision" is with labels.
-        checkpoint: str, which published file holds it.
-        top1: float, its own ImageNet linear probe in the paper, or None.
+        architecture: a name of `seed_tf.backbone`.
+        method: the method of training, a source of `checkpoints.load_encoder`;
+            "torchvision" uses labels.
+        checkpoint: the published file.
+        top1: linear probe on ImageNet in the paper, in percent, or None.
     """
 
     architecture: str
@@ -56,9 +62,10 @@ class Paper:
     """The paper's results on ImageNet in percent, None where unconfirmed.
 
     Attributes:
-        top1: float, linear probe; a pair where sources quote two numbers.
-        top5: float, linear probe.
-        one_percent, ten_percent: floats, top-1 with that share of the labels.
+        top1: linear probe; a pair where sources quote two numbers.
+        top5: linear probe.
+        one_percent: top-1 with 1 % of the labels.
+        ten_percent: top-1 with 10 % of the labels.
     """
 
     top1: float | tuple[float, float] | None = None
@@ -72,10 +79,10 @@ class Recipe:
     """An experiment of the paper.
 
     Attributes:
-        config: `DistillConfig`, or `PretrainConfig` for MoCo v2 alone.
-        teacher: `Teacher`, or None for MoCo v2 alone.
-        paper: `Paper`.
-        note: str, what else one should know.
+        config: settings; `PretrainConfig` for MoCo v2 alone.
+        teacher: the paper's teacher, or None for MoCo v2 alone.
+        paper: the paper's results.
+        note: a remark for `table`.
     """
 
     config: DistillConfig | PretrainConfig
@@ -85,19 +92,20 @@ class Recipe:
 
 
 def configure(
-    kind: type[Settings], config: Settings | None = None, **settings
+    kind: type[Settings], config: Settings | None = None, **settings: Any
 ) -> Settings:
-    """The configuration of a run, from defaults or a recipe and what changes.
+    """Makes the configuration of a run.
 
     Args:
         kind: `DistillConfig` or `PretrainConfig`.
-        config: configuration to start from; by default that of the recipe
-            that `settings` name, or else the default settings.
-        **settings: settings that replace the others.
+        config: configuration to start from. The default is the recipe in
+            `settings`, else the defaults of `kind`.
+        **settings: settings that replace those of `config`.
 
     Raises:
         ValueError: if a setting is out of range, or if the recipe is unknown
-            or another command's.
+            or of another command.
+        TypeError: if a setting is unknown.
     """
     name = settings.get("recipe")
     if config is None and name is not None:
@@ -118,27 +126,29 @@ def configure(
     return dataclasses.replace(config, **settings)
 
 
-def build_views(config: ViewsConfig):
-    """The `seed_tf.views.View` or `MultiCrop` that a configuration names."""
+def build_views(config: ViewsConfig) -> View | MultiCrop:
+    """Builds the augmentation of a configuration."""
     from seed_tf import views
 
     return getattr(views, config.views)(config.image_size, flip=config.flip)
 
 
-def build(config: DistillConfig | PretrainConfig, teacher=None, *, views=None):
-    """An untrained model of a configuration.
+def build(
+    config: DistillConfig | PretrainConfig,
+    teacher: keras.Model | None = None,
+    *,
+    views: View | MultiCrop | None = None,
+) -> SEED | MoCo:
+    """Builds the untrained, uncompiled model of a configuration.
 
     Args:
-        config: `DistillConfig` or `PretrainConfig`.
-        teacher: keras.Model, trained, see `checkpoints.load_encoder`; None
-            for MoCo v2 alone.
-        views: as of `SEED`; by default the configuration's.
-
-    Returns:
-        `SEED` or `MoCo`, to be compiled.
+        config: the settings.
+        teacher: a trained encoder, see `checkpoints.load_encoder`; None for
+            MoCo v2 alone.
+        views: augmentation; by default the configuration's.
 
     Raises:
-        ValueError: as these two.
+        ValueError: see `SEED` and `MoCo`.
 
     Example:
 
@@ -195,16 +205,11 @@ def build(config: DistillConfig | PretrainConfig, teacher=None, *, views=None):
     )
 
 
-def difference(teacher, expected: Teacher) -> str | None:
+def difference(teacher: keras.Model, expected: Teacher) -> str | None:
     """Compares a network with the teacher of a recipe.
 
-    Args:
-        teacher: keras.Model.
-        expected: `Teacher`.
-
     Returns:
-        str, a warning; None if the network has the depth, width and head of
-        the recipe's teacher.
+        A warning; None if depth, width and head are the same.
     """
     name = getattr(teacher, "backbone", teacher).name
     layers = getattr(getattr(teacher, "head", None), "layers", ())
@@ -219,7 +224,7 @@ def difference(teacher, expected: Teacher) -> str | None:
     )
 
 
-_HEADS = {  # that a method leaves
+_HEADS = {  # layers of the projection head by method
     "torchvision": (),
     "moco_v1": ("Dense",),
     "moco_v2": ("Dense", "ReLU", "Dense"),
@@ -228,7 +233,7 @@ _HEADS = {  # that a method leaves
 }
 
 
-# Teachers. "README" is that of the authors' code, which links the files.
+# Teachers. "README" means the README of the authors' code.
 
 _RESNET50 = Teacher(
     "resnet50", "moco_v2", "README: ResNet-50, MoCo v2, 200 epochs", 67.4
@@ -236,8 +241,8 @@ _RESNET50 = Teacher(
 _RESNET152 = Teacher(
     "resnet152",
     "moco_v2",
-    "README: ResNet-152, MoCo v2, 200 or 800 epochs; no source confirms which "
-    "one the paper's rows used",
+    "README: ResNet-152, MoCo v2, 200 or 800 epochs; no source confirms the "
+    "paper's choice",
     74.1,
 )
 _RESNET50W2 = Teacher(
@@ -351,8 +356,8 @@ _SMALL_PATCHES = {
     ),
 }
 
-# Ablations. The paper ran these kinds. Its students and values are not
-# confirmed: both are chosen here, hence no numbers.
+# Ablations. The paper ran these kinds. No source confirms students and values:
+# both are chosen here, without numbers.
 
 
 def _ablation(teacher=_RESNET50, **settings):
@@ -360,7 +365,7 @@ def _ablation(teacher=_RESNET50, **settings):
 
 
 _METHODS = {
-    # The teacher's method: its checkpoint and its views.
+    # Checkpoint and views of each method.
     "mocov1": (
         Teacher(
             "resnet50", "moco_v1", "README: ResNet-50, MoCo v1, 200 epochs"
@@ -433,8 +438,7 @@ RECIPES = {
     for name, recipe in rows.items()
 }
 
-# How the recipes are evaluated, and the paper's other rows. Each takes an
-# encoder that one of the recipes trained.
+# Evaluations of a trained encoder, and the paper's other rows.
 _EVALUATE = "seed-tf evaluate --encoder=<run> --protocol="
 ELSEWHERE = {
     "linear probe, top-1 and top-5": (
@@ -459,15 +463,15 @@ ELSEWHERE = {
 
 
 def names() -> list[str]:
-    """Names of all recipes, in the order of the paper's tables."""
+    """Returns the names of all recipes, in the order of the paper's tables."""
     return list(RECIPES)
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name.
+    """Returns a recipe.
 
     Raises:
-        ValueError: if there is none, naming the closest.
+        ValueError: if the name is unknown.
 
     Example:
 
@@ -486,7 +490,7 @@ def get(name: str) -> Recipe:
 
 
 def table() -> str:
-    """All recipes beside the paper's numbers, as text to print."""
+    """Returns a table of all recipes and the paper's numbers."""
     from seed_tf.reporting import tables
 
     def number(value):

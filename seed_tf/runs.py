@@ -1,4 +1,4 @@
-"""A whole training run in one call: `seed_tf.distill`, `seed_tf.pretrain`."""
+"""Whole training runs: `seed_tf.distill` and `seed_tf.pretrain`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ class RunResult:
     """The outcome of a run.
 
     Attributes:
-        path: str, the folder of the run, with `report.html` in it.
-        metrics: dict of the last step's metrics, "step" and "loss" among them,
-            and of the last evaluation, "agreement" and "knn". Empty after a
-            dry run.
-        summary: dict, the content of `summary.json`. Empty after a dry run.
+        path: the folder of the run, with `report.html`.
+        metrics: metrics of the last step, such as "step" and "loss", and of
+            the last evaluation, "agreement" and "knn". {} after a dry run.
+        summary: the content of `summary.json`. {} after a dry run.
     """
 
     path: str
@@ -43,9 +42,9 @@ class RunResult:
 
     @functools.cached_property
     def encoder(self) -> keras.Model:
-        """The trained encoder, of the best evaluation, float32.
+        """The trained encoder of the best evaluation, float32.
 
-        It is loaded from the folder when it is first used.
+        The first use loads the encoder from the folder.
         """
         return checkpoints.load_encoder(self.path)
 
@@ -59,28 +58,25 @@ def distill(
 ) -> RunResult:
     """Distils a student from a teacher: the whole run, as `seed-tf distill`.
 
-    The same call goes on with a run that was stopped or killed. SIGTERM and
-    SIGINT (Ctrl-C, or "interrupt" in a notebook) end the run saved, after the
-    step in progress.
+    The same call resumes a stopped or killed run. SIGTERM and SIGINT (Ctrl-C,
+    or "interrupt" in a notebook) save and end the run after the step in
+    progress.
 
     Args:
-        data: images to train on, without labels: a folder, a `.tsv` file, or
-            the name of a data set, "digits" or TFDS's. Stands for the settings
+        data: images to train on, without labels: a folder, a `.tsv` file,
+            "digits" or a name of TensorFlow Datasets. Replaces the settings
             `dataset` and `data_dir`.
-        config: settings to start from; by default those of the recipe that
-            `recipe` names, or else the paper's defaults.
+        config: settings to start from. The default is the recipe in
+            `settings`, else the paper's settings.
         log: function of one str, for progress.
         **settings: fields of `seed_tf.config.DistillConfig`. `teacher` and
             `output` are required.
 
-    Returns:
-        `RunResult`.
-
     Raises:
-        ValueError: if a setting is out of range or missing, the output folder
+        ValueError: if a setting is missing or out of range, the output folder
             holds a run with other settings, or the data or the teacher cannot
-            be used. The message names the argument.
-        seed_tf.training.Stopped: at a signal, after the run was saved.
+            be used.
+        seed_tf.training.Stopped: at a signal, after the run is saved.
         FloatingPointError: at the first step whose loss is not finite.
         OSError: if the output folder cannot be written or the disk is full.
 
@@ -108,15 +104,15 @@ def pretrain(
 ) -> RunResult:
     """Trains an encoder with MoCo v2: the whole run, as `seed-tf pretrain`.
 
-    Arguments, result and errors as of `distill`; settings are the fields of
-    `seed_tf.config.PretrainConfig`, of which `output` is required.
+    Arguments, result and errors are those of `distill`. The settings are the
+    fields of `seed_tf.config.PretrainConfig`; `output` is required.
     """
     settings |= _data_settings(data, settings)
     return _run(recipes.configure(PretrainConfig, config, **settings), log)
 
 
 def _data_settings(data, settings):
-    """The settings that `data` stands for."""
+    """Returns the settings that `data` replaces."""
     if data is None:
         return {}
     if "dataset" in settings:
@@ -136,7 +132,7 @@ def _data_settings(data, settings):
 
 
 def _run(config, log):
-    """Does a run of a configuration, with Keras's global policy put back."""
+    """Runs a configuration, and restores Keras's global dtype policy."""
     config.check()
     command = config.command_line()
     if config.precision == "auto":
@@ -165,7 +161,7 @@ def _run(config, log):
 
 
 def _earlier_precision(config):
-    """The precision that the run in the output folder began with, or None."""
+    """Returns the precision of the run in the output folder, or None."""
     if config.overwrite:
         return None
     return training.read_config(config.output).get("precision")
@@ -229,7 +225,7 @@ def _teacher(config, cache):
     if cache:
         cache.check_teacher(teacher)
     if config.recipe:
-        # No error: all other settings of a recipe may be replaced, too.
+        # A warning: a run may replace any setting of a recipe.
         expected = recipes.get(config.recipe).teacher
         difference = recipes.difference(teacher, expected)
         if difference:
@@ -277,14 +273,14 @@ def _train(folder, config, model, teacher, images, plan, log):
 
 
 def _some_views(model, images):
-    """The first 32 views of the run, uint8 `[32, S, S, 3]`."""
+    """Returns the first 32 views of the run, uint8 `[32, S, S, 3]`."""
     batch = next(iter(images.training()))
     views = model.augment(batch, 0)[0][:32]
     return np.clip(np.round(views), 0, 255).astype(np.uint8)
 
 
 def _outcome(folder, summary):
-    """What a run left, as text to print."""
+    """Returns the outcome of a run as text to print."""
     last = summary["last"]
     shown = {name: f"{last[name]:.3f}" for name in _SHOWN if name in last}
     row = {"step": f"{summary['step']:,}", **shown}

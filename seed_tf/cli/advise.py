@@ -2,9 +2,9 @@
 
     seed-tf advise --encoder=runs/teacher --data_dir=photos --output=advice
 
-The teacher runs once over a few thousand images, in views as in training.
-Prints the curve of its temperature against the neighbours in the target; with
---output also writes it as JSON, picture and page.
+The teacher embeds a few thousand images, in views as in training. The command
+prints the neighbours in the target by the teacher's temperature. With --output
+it also writes them as JSON, picture and page.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from typing import TYPE_CHECKING
 
 import seed_tf
 from seed_tf.cli.flags import Call, Command
 from seed_tf.config import TEACHER_HELP, ViewsConfig, setting
+
+if TYPE_CHECKING:
+    from seed_tf.evaluation.advice import Advice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,17 +27,18 @@ class Settings(ViewsConfig):
     encoder: str = setting(None, TEACHER_HELP, required=True)
     max_images: int = setting(4096, "Images to read at most.", minimum=64)
     teacher_temperature: float = setting(
-        0.01, "The temperature in mind: a warning says if it does not suit."
+        0.01, "The temperature to judge: a warning says if it does not suit."
     )
     queue_size: int = setting(
-        65536, "The queue size in mind, likewise.", minimum=1
+        65536, "The queue size to judge, likewise.", minimum=1
     )
     output: str | None = setting(
         None, "Folder for advice.json, advice.png and report.html."
     )
 
 
-def rows(found):
+def rows(found: Advice) -> list[dict[str, str]]:
+    """Returns the table of temperatures."""
     from seed_tf.evaluation import advice
 
     both = zip(found.measured, found.expected, strict=True)
@@ -55,20 +60,22 @@ def rows(found):
     ]
 
 
-def words(found):
+def words(found: Advice) -> list[str]:
+    """Returns recommendation, reasons and warnings as paragraphs."""
     return [
         f"Recommended: --teacher_temperature={found.temperature:g} "
         f"--queue_size={found.queue_size}",
         *found.reasons,
-        f"Of the numbers for a queue of {found.queue_size:,}, think as of "
-        f"right within a factor of {found.doubt:.1f}: so far off is what a "
-        f"quarter of the {found.sample:,} embeddings foretells of all. Which "
-        "temperature trains best, only training tells.",
+        f"The numbers for a queue of {found.queue_size:,} are estimates, right "
+        f"within a factor of {found.doubt:.1f}: the error when a quarter of "
+        f"the {found.sample:,} embeddings predicts all. Only training shows "
+        "the best temperature.",
         *(f"Warning: {warning}" for warning in found.warnings),
     ]
 
 
-def write(found, settings):
+def write(found: Advice, settings: Settings) -> None:
+    """Writes `advice.json`, `advice.png` and `report.html`."""
     from seed_tf.reporting import figures, pages, tables
 
     os.makedirs(settings.output, exist_ok=True)

@@ -5,8 +5,8 @@
     seed-tf distill --dataset=folder --data_dir=photos \\
         --teacher=runs/teacher --view_cache=caches/photos --output=runs/student
 
-The command prints size and time first. It can be stopped at any moment: the
-same command goes on. See docs/view_cache.md.
+The command first prints size and time. You can stop it at any time and repeat
+it to go on. See docs/view_cache.md.
 """
 
 from __future__ import annotations

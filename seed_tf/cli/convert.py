@@ -5,8 +5,8 @@
     seed-tf convert --encoder=runs/student --to=torch --output=student.pth
     seed-tf convert --explain=mystery.pth --data_dir=photos
 
---explain writes nothing: it prints what a file holds, whether all of it fits,
-and how the network behaves. docs/checkpoints.md lists the known formats.
+--explain writes nothing: it prints the content of a file, whether all of the
+content fits, and how the network behaves. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -29,26 +29,28 @@ class Settings:
     output: str | None = setting(None, "The file to write.")
     to: str = setting(
         "keras",
-        "'torch' writes a state dict: torchvision's layout of a ResNet, the "
-        "authors' of the others.",
+        "'torch' writes a state dict: in torchvision's layout for a ResNet, "
+        "else in the layout of SEED's authors.",
         choices=("keras", "torch"),
     )
     explain: str | None = setting(None, "A file to explain.")
     source: str = setting(
         "auto",
-        "Origin of the file; by default its keys show it. 'seed_teacher' takes "
-        "the teacher out of a file of the authors.",
+        "Origin of the file; 'auto' recognises its keys. 'seed_teacher' takes "
+        "the teacher from a file of SEED's authors.",
         choices=SOURCES,
     )
     head: bool = setting(
         True,
-        "Keep the projection head. Teachers need theirs; --nohead gives pooled "
-        "features.",
+        "Keep the projection head, which a teacher needs. Without it, the "
+        "encoder gives pooled features.",
     )
     data_dir: str | None = setting(
         None, "Folder of images for --explain to embed."
     )
-    image_size: int = setting(224, "Pixels of their centre crops.", minimum=32)
+    image_size: int = setting(
+        224, "Pixels of the images' centre crops.", minimum=32
+    )
 
 
 def run(call: Call[Settings]) -> None:

@@ -4,9 +4,9 @@
         --dataset=voc/2007 --train_split=train+validation --test_split=test \\
         --output=results
 
-Each is fine-tuned in a KerasCV RetinaNet and judged by COCO's metrics. Prints
-a table; with --output also writes it, and pictures, into a folder `detection`
-there. See docs/detection.md.
+The command fine-tunes each encoder in a KerasCV RetinaNet, and prints a table
+of COCO's metrics. With --output it also writes table and pictures into the
+folder `detection` there. See docs/detection.md.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from typing import TYPE_CHECKING
 
 from seed_tf.cli.flags import Call, Command, repeated
 from seed_tf.config import setting
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class Settings:
     download: bool = setting(False, "Download and prepare the data.")
     train_split: str = setting("train", "To fine-tune on.")
     test_split: str = setting(
-        "test", "To test on; of COCO 'validation' has labels."
+        "test", "To test on; COCO has labels for 'validation'."
     )
     image_size: int = setting(512, "Pixels, a multiple of 32.", minimum=32)
     smallest_anchor: float = setting(
@@ -49,8 +53,8 @@ class Settings:
     )
     frozen_norm: bool = setting(
         True,
-        "Keep the BatchNorm layers of the backbones as they are. Those of an "
-        "untrained network always learn.",
+        "Freeze the BatchNorm layers of trained backbones. Untrained backbones "
+        "always learn them.",
     )
     flip: bool = setting(
         True, "Mirror images; never those of 'synthetic_detection'."
@@ -63,8 +67,10 @@ class Settings:
     )
 
 
-def data(settings: Settings):
-    """Training and test images with boxes, and the classes' names."""
+def data(
+    settings: Settings,
+) -> tuple[tf.data.Dataset, tf.data.Dataset, list[str]]:
+    """Loads training and test images with boxes, and names of classes."""
     import tensorflow as tf
 
     from seed_tf import detection
@@ -121,7 +127,7 @@ def run(call: Call[Settings]) -> None:
         log=lambda text: print(text, flush=True),
     )
     if settings.output:
-        # Not among the files of evaluate, which have the same names.
+        # The files of `evaluate` have the same names.
         folder = os.path.join(settings.output, "detection")
         detection.write_results(folder, scores, images, drawn, names=names)
     print(f"\nCOCO's average precision, %\n\n{detection.table(scores)}")

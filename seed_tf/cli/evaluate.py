@@ -3,8 +3,8 @@
     seed-tf evaluate --encoder=runs/teacher --encoder=runs/student \\
         --data_dir=labelled_photos --protocol=knn,linear --output=results
 
-Prints a table; with --output also writes it as JSON, CSV, Markdown and a
-figure. See docs/evaluation.md for the protocols.
+The command prints a table. With --output it also writes the table as JSON, CSV,
+Markdown and a figure. docs/evaluation.md explains the protocols.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+from typing import TYPE_CHECKING
 
 from seed_tf.cli.flags import Call, Command, repeated
 from seed_tf.config import setting
+
+if TYPE_CHECKING:
+    from seed_tf.evaluation.config import EvaluationConfig
 
 PROTOCOLS = (
     *("knn", "linear", "linear_views", "ridge", "fine_tune", "transfer"),
@@ -69,10 +73,9 @@ class Settings:
     )
     learning_rate: tuple[float, ...] | None = setting(
         None,
-        "Learning rates of linear probes. Of several, '1,3,10,30', the best on "
-        "a tenth of the training set is used. The default is 10; for "
-        "'linear_views' it is the paper's, 30, or 3 for EfficientNet and "
-        "MobileNet.",
+        "Learning rates of linear probes. A tenth of the training set chooses "
+        "among several, '1,3,10,30'. The default is 10; for 'linear_views' it "
+        "is the paper's: 30, or 3 for EfficientNet and MobileNet.",
     )
     probe_epochs: int = setting(100, "Epochs of linear probes.", minimum=1)
     label_fraction: tuple[float, ...] = setting(
@@ -100,13 +103,13 @@ class Settings:
     )
     output: str | None = setting(
         None,
-        "Folder for results.json, .csv, .md, .png. Earlier results there on "
-        "the same data stay, and appear in the same table.",
+        "Folder for results.json, .csv, .md, .png. Earlier results on the same "
+        "data stay in the table.",
     )
 
 
-def evaluation_config(settings: Settings, image_size: int):
-    """The `EvaluationConfig` that the settings make, at an image size."""
+def evaluation_config(settings: Settings, image_size: int) -> EvaluationConfig:
+    """Makes the `EvaluationConfig` of the settings."""
     from seed_tf.evaluation import protocols, transfer
     from seed_tf.evaluation.labelled_images import LabelledImages
 
@@ -146,7 +149,7 @@ def evaluation_config(settings: Settings, image_size: int):
 
 
 def detect_command(call: Call[Settings]) -> str:
-    """The command to use in place of `--protocol=detection`."""
+    """Returns the command that replaces `--protocol=detection`."""
     names = (
         *("encoder", "dataset", "data_dir", "train_split", "test_split"),
         *("seeds", "output"),
@@ -161,8 +164,8 @@ def run(call: Call[Settings]) -> None:
     settings = call.settings
     if "detection" in settings.protocol:
         raise ValueError(
-            "Detection needs boxes instead of labels, and has a command of "
-            f"its own, see docs/detection.md:\n  {detect_command(call)}"
+            "Detection needs boxes instead of labels, and has its own command, "
+            f"see docs/detection.md:\n  {detect_command(call)}"
         )
     encoders = {name: protocols.load_encoder(name) for name in settings.encoder}
     size = settings.image_size
@@ -170,7 +173,7 @@ def run(call: Call[Settings]) -> None:
         size, reason = protocols.common_image_size(encoders)
         print(f"Images of {size} pixels: {reason}.", flush=True)
     work = evaluation_config(settings, size)
-    if settings.output:  # which may hold other results
+    if settings.output:  # may hold earlier results
         earlier = protocols.Results.read(settings.output, work.data)
     results = protocols.evaluate(
         encoders, settings.protocol, work, seeds=settings.seeds

@@ -3,9 +3,9 @@
     seed-tf export --encoder=runs/student --output=exports \\
         --format=saved_model --format=litert --data_dir=photos
 
-writes `exports/student/1/` for TensorFlow Serving and
-`exports/student.tflite`, and prints how far each is from the Keras model. See
-docs/serving.md and docs/formats.md.
+writes `exports/student/1/` for TensorFlow Serving and `exports/student.tflite`,
+and prints the difference of each from the Keras model. See docs/serving.md and
+docs/formats.md.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import dataclasses
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import seed_tf
 from seed_tf.cli.flags import Call, Command, repeated
 from seed_tf.config import setting
+
+if TYPE_CHECKING:
+    from seed_tf.evaluation.linear_probe import ProbeResult
 
 FORMATS = ("saved_model", "litert", "onnx", "keras")
 PRECISIONS = ("float32", "float16", "int8_dynamic", "int8")  # of LiteRT
@@ -47,8 +52,8 @@ class Settings:
     )
     data_dir: str | None = setting(
         None,
-        "Folder of typical images: 256 of them are compared, and calibrate "
-        "int8. litert and onnx need it.",
+        "Folder of typical images: 256 of them check the export and calibrate "
+        "int8. litert and onnx need the folder.",
     )
     labels_dir: str | None = setting(
         None,
@@ -69,11 +74,14 @@ class Settings:
 
 
 EXTRAS = {"litert": "ai_edge_litert", "onnx": "tf2onnx"}
-_MOST = 256  # images that are compared
+_MOST = 256  # images to compare
+
+
+Written = Iterator[tuple[str, Any]]  # path and comparison, or None
 
 
 class Run:
-    """What the settings name, checked before long work."""
+    """Loads and checks everything that the settings name."""
 
     def __init__(self, settings: Settings):
         from seed_tf.export.index import read_index
@@ -89,7 +97,7 @@ class Run:
         if not self.size:
             raise ValueError(
                 "--image_size is needed: there is no config.json of a run "
-                f"beside {settings.encoder!r} to tell it."
+                f"beside {settings.encoder!r}."
             )
         self.resize = shorter_side(self.size)
         path = os.path.abspath(os.path.expanduser(settings.encoder))
@@ -102,7 +110,7 @@ class Run:
             raise ValueError("--index needs --format=saved_model.")
         if not settings.data_dir and {"litert", "onnx"} & set(settings.format):
             raise ValueError(
-                "litert and onnx need --data_dir, images to compare on."
+                "litert and onnx need --data_dir, images to compare."
             )
         for name in set(settings.format) & set(EXTRAS):
             if not importlib.util.find_spec(EXTRAS[name]):
@@ -127,7 +135,8 @@ class Run:
                 resize=self.resize,
             )
 
-    def file(self, ending):
+    def file(self, ending: str) -> str:
+        """Returns the path of an exported file."""
         return os.path.join(self.settings.output, self.name + ending)
 
     def _load(self, data_dir, split, labels=False):
@@ -140,13 +149,14 @@ class Run:
             batch_size=self.settings.batch_size,
             shuffle=False,
             labels=labels,
-            # What cannot be read is left out, with a warning.
+            # Unreadable images are left out, with a warning.
             corrupt=seed_tf.datasets.CorruptFiles(1.0),
         )
 
 
-# Functions of a `Run` that yield paths, and what was compared there.
-def saved_model(run):
+# These functions yield each path, and its comparison with the Keras model.
+def saved_model(run: Run) -> Written:
+    """Writes a model for TensorFlow Serving."""
     probe, labels = probe_and_labels(run) if run.labelled else (None, None)
     checked = seed_tf.export.saved_model(
         run.encoder,
@@ -168,7 +178,8 @@ def saved_model(run):
     yield checked.path, checked
 
 
-def litert(run):
+def litert(run: Run) -> Written:
+    """Writes a file for LiteRT in each precision."""
     for precision in dict.fromkeys(run.settings.precision):
         ending = "" if precision == "float32" else f".{precision}"
         path = run.file(f"{ending}.tflite")
@@ -185,7 +196,8 @@ def litert(run):
         )
 
 
-def onnx(run):
+def onnx(run: Run) -> Written:
+    """Writes a file for ONNX."""
     path = run.file(".onnx")
     yield (
         path,
@@ -199,7 +211,8 @@ def onnx(run):
     )
 
 
-def keras(run):
+def keras(run: Run) -> Written:
+    """Writes encoder and backbone for Keras."""
     from seed_tf.io.files import atomic_write
 
     models = {".keras": run.encoder}
@@ -219,8 +232,8 @@ WRITERS = {
 }
 
 
-def probe_and_labels(run):
-    """A linear probe of the labelled images, and the names of its classes."""
+def probe_and_labels(run: Run) -> tuple[ProbeResult, list[str]]:
+    """Trains a linear probe; returns probe and names of its classes."""
     from seed_tf.datasets.folders import ImageFolder
 
     print("Training a linear probe ...", flush=True)
@@ -230,7 +243,7 @@ def probe_and_labels(run):
     probe = seed_tf.evaluation.linear_probe(
         train, test, learning_rate=10.0, standardize=True
     )
-    # A class that is only in `test` is called by its number.
+    # The name of a class that is only in `test` is its number.
     labels = list(map(str, range(len(probe.bias))))
     folder = os.path.expanduser(run.settings.labels_dir)
     files = ImageFolder(folder, "train")
@@ -240,8 +253,8 @@ def probe_and_labels(run):
     return probe, labels
 
 
-def some_files(run):
-    """At most 256 files of --data_dir, of those that a server takes."""
+def some_files(run: Run) -> list[bytes]:
+    """Reads at most 256 files of --data_dir that a server can decode."""
     import numpy as np
 
     from seed_tf.datasets.folders import ImageFolder
@@ -265,7 +278,7 @@ def some_files(run):
 
 
 def _read(path):
-    """A JSON file of the run; {} if there is none."""
+    """Reads a JSON file of the run; {} without the file."""
     try:
         with open(path) as file:
             return json.load(file)
@@ -294,7 +307,7 @@ def run(call: Call[Settings]) -> None:
 
 
 def _bytes(path):
-    """Bytes of a file, or of all files in a folder."""
+    """Returns the bytes of a file, or of all files in a folder."""
     if os.path.isfile(path):
         return os.path.getsize(path)
     return sum(_bytes(os.path.join(path, name)) for name in os.listdir(path))

@@ -1,8 +1,8 @@
 """absl flags from dataclasses of settings.
 
-A command declares its settings as a frozen dataclass of `setting` fields. The
-flags live in an `absl.flags.FlagValues` of their own, not in the process's:
-two commands in one process may then have a flag of the same name.
+A command declares its settings as a frozen dataclass of `setting` fields. Each
+command has its own `absl.flags.FlagValues`: two commands may have a flag of the
+same name.
 
 This module imports no TensorFlow.
 """
@@ -35,15 +35,15 @@ class HelpRequested(Exception):  # noqa: N818
 
 
 def repeated(default: tuple, help: str, **constraints: Any) -> Any:
-    """A setting whose flag takes one value and may be given several times.
+    """A setting whose flag takes one value, and may be repeated.
 
-    Flags of other tuples take several values, separated by commas. Use this one
-    for paths, which may contain commas.
+    A tuple of `setting` takes values separated by commas. Use `repeated` for
+    paths, which may contain commas.
 
     Args:
-        default: the values without any from the user.
-        help: as of `setting`.
-        **constraints: as of `setting`.
+        default: values if the user gives none.
+        help: see `setting`.
+        **constraints: see `setting`.
     """
     field = setting(default, help, **constraints)
     field.metadata = types.MappingProxyType({**field.metadata, "repeat": True})
@@ -57,9 +57,9 @@ class Call(Generic[Settings]):
     Attributes:
         command: the command's name, `"distill"` or `"search index"`.
         settings: all settings.
-        given: the values that the user gave, by name.
-        arguments: what is not a flag.
-        flags: the flags that the user gave, as text, by name.
+        given: the user's values by name.
+        arguments: words that are no flags.
+        flags: the user's flags as text by name.
     """
 
     command: str
@@ -71,7 +71,7 @@ class Call(Generic[Settings]):
     )
 
     def words(self, *, without: Sequence[str] = ()) -> list[str]:
-        """The command line after the program's name.
+        """Returns the command line after the program's name.
 
         Args:
             without: names of flags to leave out.
@@ -85,21 +85,21 @@ class Call(Generic[Settings]):
         return [*self.command.split(), *self.arguments, *given]
 
     def line(self) -> str:
-        """The command line to paste into a shell."""
+        """Returns the command line to paste into a shell."""
         return shlex.join(["python", "-m", "seed_tf", *self.words()])
 
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[Settings]):
-    """A command: its settings, and the function that runs it.
+    """A command: its settings and its function.
 
     Attributes:
         settings: a frozen dataclass of `setting` fields with defaults.
-        run: called with the parsed command line.
-        arguments: how usage names what is not a flag, `"RUN..."`.
-        instead: function of the given settings to a text, or None. The command
-            prints the text and ends: no required flag is missed.
-        resumable: whether the same command goes on where Ctrl-C stopped it.
+        run: function of the parsed command line.
+        arguments: name for usage of words that are no flags, `"RUN..."`.
+        instead: function of the user's settings that returns a text or None.
+            The command prints the text and ends; required flags may be missing.
+        resumable: whether the same command resumes after Ctrl-C.
     """
 
     settings: Any  # type[Settings]: mypy has no name for "a dataclass"
@@ -113,7 +113,7 @@ class Command(Generic[Settings]):
 
         Args:
             name: the command's name.
-            words: what follows the name on the command line.
+            words: the command line after the name.
             doc: the first part of the help.
 
         Raises:
@@ -193,7 +193,7 @@ def as_flags(message: str, names: Sequence[str]) -> str:
 
     Args:
         message: str.
-        names: names of the command's flags. All else stays as it is.
+        names: names of the command's flags.
     """
 
     def flag(match):
@@ -217,7 +217,7 @@ def _asks_for_help(words):
 
 
 def _unwrapped(kind):
-    """The type in `T | None` or `tuple[T, ...]`, and whether it is a tuple."""
+    """Returns T of `T | None` or `tuple[T, ...]`, and whether it is a tuple."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         (kind,) = (x for x in typing.get_args(kind) if x is not type(None))
     if typing.get_origin(kind) is tuple:
@@ -272,7 +272,7 @@ class _Several(flags.ArgumentParser):
 
 
 def _texts(flag):
-    """A given flag as on the command line."""
+    """Returns a flag as on the command line."""
     if isinstance(flag, flags.MultiFlag):
         return tuple(f"--{flag.name}={value}" for value in flag.value)
     return (flag.serialize(),)

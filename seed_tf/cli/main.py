@@ -121,9 +121,9 @@ def _unknown(kind, word, known):
 
 
 def _prepare():
-    """Readies the process for a command, before TensorFlow is imported.
+    """Prepares the process for a command.
 
-    This is the place for environment variables that TensorFlow reads.
+    Set environment variables for TensorFlow here, before its import.
     """
     import tensorflow as tf
 
@@ -135,7 +135,7 @@ def _prepare():
 
 
 def _guarded(command, call):
-    """Runs a command. An expected error becomes one line."""
+    """Runs a command. Prints an expected error as one line."""
     import tensorflow as tf
 
     from seed_tf.training import Stopped, devices
@@ -170,7 +170,7 @@ def _guarded(command, call):
 def _restart(call):
     """Replaces this process by a new one, which waits for the lost worker.
 
-    The new process resumes the run, so it must not remove it.
+    The new process resumes the run: it must not overwrite the run.
     """
     words = call.words(without=["overwrite"])
     os.execv(sys.executable, [sys.executable, "-m", "seed_tf", *words])

@@ -4,7 +4,11 @@
         --output=runs/teacher
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import seed_tf
 from seed_tf.cli.flags import Call, Command
@@ -15,8 +19,8 @@ def run(call: Call[PretrainConfig]) -> None:
     seed_tf.pretrain(**call.given, log=functools.partial(print, flush=True))
 
 
-def list_recipes(given):
-    """The table of recipes, if the command line asks for it."""
+def list_recipes(given: Mapping[str, Any]) -> str | None:
+    """Returns the table of recipes for `--recipe=list`, else None."""
     if given.get("recipe") != "list":
         return None
     from seed_tf import recipes

@@ -2,10 +2,10 @@
 
     seed-tf quickstart
 
-Trains a teacher with MoCo v2, then the same small student twice for the same
-number of steps, batch and views: alone with MoCo v2 (the baseline), and
-distilled from the teacher with SEED. No label is used before the evaluation.
-Prints a table, and writes pictures and one self-contained report.html.
+The command trains a teacher with MoCo v2, then a small student twice: alone
+with MoCo v2 (the baseline), and distilled from the teacher with SEED. Both have
+the same number of steps, batch and views. Only the evaluation uses labels. The
+command prints a table, and writes pictures and one report.html.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Settings:
     output: str = setting("runs/quickstart", "Folder for the results.")
     seeds: int = setting(
         3,
-        "Students trained of each kind, each from its own start.",
+        "Students of each kind. Each starts from its own seed.",
         minimum=1,
     )
     teacher_steps: int = setting(1000, "Steps of the teacher.", minimum=1)
@@ -30,8 +30,7 @@ class Settings:
     )
     teacher_temperature: tuple[float, ...] = repeated(
         (0.1, 0.05, 0.01),
-        "Temperatures of the teacher to distil with. The first is the one "
-        "compared in the figures.",
+        "Temperatures of the teacher. The figures compare the first.",
     )
 
 

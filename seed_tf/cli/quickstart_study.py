@@ -1,15 +1,13 @@
-"""The study that the command quickstart runs.
+"""Runs the study of the command quickstart."""
 
-Trains a teacher with MoCo v2, then the same small student twice for the same
-number of steps, batch and views: alone with MoCo v2 (the baseline), and
-distilled from the teacher with SEED. No label is used before the evaluation.
-Ends with a table, pictures and one self-contained report.html.
-"""
+from __future__ import annotations
 
 import dataclasses
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -20,9 +18,15 @@ from seed_tf.io.units import duration
 from seed_tf.reporting import figures, pages, tables
 from seed_tf.training import Progress
 
+if TYPE_CHECKING:
+    from seed_tf.cli.quickstart import Settings
+
+Features = tuple[np.ndarray, np.ndarray]  # of training and test images
+History = dict[str, list[float]]
+
 IMAGE_SIZE = 16
 BATCH_SIZE = 128
-QUEUE_SIZE = 1024  # of 1,297 images: one seldom meets its own earlier view
+QUEUE_SIZE = 1024  # below 1,297 images: few meet their own earlier view
 RATE_PER_256 = 0.24
 LABELS_PER_CLASS = 10
 TEACHER_WIDTHS = (32, 64, 128)
@@ -30,8 +34,8 @@ STUDENT_WIDTHS = (3, 6, 12)
 LOGGED_EVERY = 25  # steps
 
 
-def small_convnet(widths):
-    """Convolution, BatchNorm and ReLU per width; all but the first halve."""
+def small_convnet(widths: Sequence[int]) -> keras.Sequential:
+    """Builds a network with one convolution per width."""
     layers = [keras.Input((None, None, 3))]
     for stride, width in zip((1, 2, 2), widths, strict=True):
         layers += [
@@ -44,13 +48,16 @@ def small_convnet(widths):
     return keras.Sequential(layers)
 
 
-def build_encoder(widths, seed):
+def build_encoder(widths: Sequence[int], seed: int) -> seed_tf.Encoder:
+    """Builds an untrained encoder."""
     keras.utils.set_random_seed(seed)
     return seed_tf.Encoder(small_convnet(widths), embedding_dim=64)
 
 
-def fit(model, images, steps, title):
-    """Trains by the paper's recipe; returns its history, per LOGGED_EVERY."""
+def fit(
+    model: keras.Model, images: np.ndarray, steps: int, title: str
+) -> History:
+    """Trains with the paper's schedule; returns means of LOGGED_EVERY steps."""
     print(f"\n{title}", flush=True)
     epochs = -(-steps // LOGGED_EVERY)
     data = (
@@ -77,19 +84,35 @@ def fit(model, images, steps, title):
     ).history
 
 
-def views():
-    # Mirrored, a digit is another sign; of a small crop a stroke is left.
+def views() -> seed_tf.views.View:
+    """Augments digits. Mirroring or a small crop would change the sign."""
     return seed_tf.views.moco_v2(IMAGE_SIZE, scale=(0.4, 1.0), flip=False)
 
 
-def train_alone(encoder, images, steps, seed, title):
+def train_alone(
+    encoder: seed_tf.Encoder,
+    images: np.ndarray,
+    steps: int,
+    seed: int,
+    title: str,
+) -> History:
+    """Trains an encoder with MoCo v2."""
     model = seed_tf.MoCo(
         encoder, views=views(), queue_size=QUEUE_SIZE, momentum=0.99, seed=seed
     )
     return fit(model, images, steps, title)
 
 
-def distil(student, teacher, images, steps, temperature, seed, title):
+def distil(
+    student: seed_tf.Encoder,
+    teacher: seed_tf.Encoder,
+    images: np.ndarray,
+    steps: int,
+    temperature: float,
+    seed: int,
+    title: str,
+) -> History:
+    """Distils a student with SEED."""
     model = seed_tf.SEED(
         student=student,
         teacher=teacher,
@@ -101,12 +124,14 @@ def distil(student, teacher, images, steps, temperature, seed, title):
     return fit(model, images, steps, title)
 
 
-def evaluate(features, train_labels, test_labels):
-    """Top-1 in percent by each protocol, of (train, test) features."""
+def evaluate(
+    features: Features, train_labels: np.ndarray, test_labels: np.ndarray
+) -> dict[str, float]:
+    """Measures top-1 in percent by protocol."""
     train, test = features
     knn = seed_tf.evaluation.knn
     few = []
-    for seed in range(5):  # which labels are drawn matters: average over five
+    for seed in range(5):  # the drawn labels matter: average over five draws
         chosen = seed_tf.evaluation.few_labels(
             train_labels, LABELS_PER_CLASS, seed
         )
@@ -126,13 +151,22 @@ def evaluate(features, train_labels, test_labels):
     }
 
 
-def train_all(settings):
-    """Trains and evaluates all; returns results, histories and features."""
+def train_all(
+    settings: Settings,
+) -> tuple[
+    dict[str, dict[str, list[float]]],
+    dict[str, History],
+    dict[str, Features],
+    tuple[np.ndarray, ...],
+]:
+    """Trains and evaluates; returns results, histories, features and data."""
     images, labels = seed_tf.datasets.digits("train", image_size=IMAGE_SIZE)
     test_images, test_labels = seed_tf.datasets.digits(
         "test", image_size=IMAGE_SIZE
     )
-    results, histories, features = {}, {}, {}
+    results: dict[str, dict[str, list[float]]] = {}
+    histories: dict[str, History] = {}
+    features: dict[str, Features] = {}
     trainings = 1 + settings.seeds * (1 + len(settings.teacher_temperature))
     stages = (f"[{i}/{trainings}] " for i in range(1, trainings + 1))
 
@@ -196,10 +230,17 @@ def train_all(settings):
     )
 
 
-def show(settings, results, histories, features, data, seconds):
+def show(
+    settings: Settings,
+    results: Mapping[str, Mapping[str, list[float]]],
+    histories: Mapping[str, History],
+    features: Mapping[str, Features],
+    data: Sequence[np.ndarray],
+    seconds: float,
+) -> None:
     """Writes summary.json, results.png and report.html; prints the table."""
     images, labels, test_images, test_labels = data
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"encoder": name}
         | {
             k: (np.mean(v), np.std(v)) if len(v) > 1 else v[0]
@@ -267,9 +308,9 @@ def show(settings, results, histories, features, data, seconds):
             ),
             (
                 "Distilling",
-                "The loss holds the entropy of its target; the gap does not. "
-                "It levels off above 0, as cosines over the student's "
-                "temperature cannot be as sharp as the target.",
+                "The loss contains the entropy of the target; the gap does "
+                "not. The gap levels off above 0: the student's temperature "
+                "limits how sharp its distribution can be.",
                 figures.curves(
                     {n: histories[n] for n in seeds},
                     health,
@@ -280,15 +321,15 @@ def show(settings, results, histories, features, data, seconds):
             ),
             (
                 "The test images as the encoders see them",
-                "t-SNE of pooled features. Closeness within a map means "
-                "something, distances between clusters do not.",
+                "t-SNE of pooled features. Compare neighbours within a map, "
+                "not the distances between clusters.",
                 figures.embedding_map(
                     {n: features[n][1] for n in ("teacher", *pair)}, test_labels
                 ),
             ),
             (
                 "Nearest neighbours",
-                "Test images and the training images most similar to them. "
+                "Test images and their most similar training images. "
                 "Green: the same digit. Red: another.",
                 figures.neighbours(
                     test_images[chosen],
@@ -311,8 +352,8 @@ def show(settings, results, histories, features, data, seconds):
     print(f"\nPictures: {os.path.join(settings.output, 'report.html')}")
 
 
-def run(settings):
-    """Trains and evaluates all, and writes the results to a folder."""
+def run(settings: Settings) -> None:
+    """Runs the study, and writes its results to a folder."""
     os.makedirs(settings.output, exist_ok=True)
     start = time.monotonic()
     results, histories, features, data = train_all(settings)

@@ -2,9 +2,9 @@
 
     seed-tf report runs/alone runs/seed --output=comparison
 
-Prints a table; with --output also writes it as Markdown, JSON and page, with
-accuracy against the network's size and against the training's FLOPs and hours,
-and the curves of all runs in one chart.
+The command prints a table. With --output it also writes the table as Markdown,
+JSON and page. The page shows accuracy against the size of the network, the
+FLOPs and the hours of training, and the curves of all runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from seed_tf.config import setting
 class Settings:
     results: tuple[str, ...] = repeated(
         (),
-        "A results.json of seed-tf evaluate. Its rows go to the runs that they "
-        "name. One in a run's own folder is found without this flag.",
+        "A results.json of seed-tf evaluate, for the runs that it names. The "
+        "results.json in a run's own folder is always read.",
     )
     output: str | None = setting(
         None, "Folder for report.html, .md, .json and the figures."

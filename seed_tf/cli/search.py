@@ -6,8 +6,8 @@
         --output=neighbours.png
     seed-tf search serve --index=photos.index
 
-`index` may be stopped at any time. Repeat it when the folder has changed.
-`serve` opens a page for the browsers of this machine. See docs/search.md.
+You can stop `index` at any time. Repeat `index` when the folder has changed.
+`serve` serves a page to browsers of this machine. See docs/search.md.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class IndexSettings:
     index: str = setting(None, "Folder of the index.", required=True)
     output_layer: str = setting(
         "features",
-        "'features', before the projection head, which the paper evaluates; "
-        "or 'embeddings', after it, which are smaller.",
+        "'features', before the projection head, as the paper evaluates; or "
+        "the smaller 'embeddings', after the head.",
         choices=("features", "embeddings"),
     )
     image_size: int | None = setting(

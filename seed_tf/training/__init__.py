@@ -1,4 +1,4 @@
-"""Optimiser, schedule, devices and runs: all around a model's `fit`."""
+"""Runs around `fit`: schedule, devices, checkpoints and reports."""
 
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.optimizers.schedule import warmup_cosine

@@ -1,7 +1,11 @@
 """Callbacks that print, evaluate and log during training."""
 
+from __future__ import annotations
+
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,34 +16,35 @@ from seed_tf.io.units import duration
 
 
 class Progress(keras.callbacks.Callback):
-    """Prints a line now and then: step, metrics, images/s, time left.
+    """Prints step, metrics, images per second and the time left.
 
-    The first step has a line too, so that the wait for it is seen to end.
+    The first line follows the first step, which takes the longest.
 
     Args:
-        total_steps: int, of the whole run.
-        batch_size: int, images per step.
-        every: float, seconds between lines.
+        total_steps: steps of the whole run.
+        batch_size: images per step.
+        every: seconds between lines.
         show: names of the metrics to print.
-        log: where lines go, `print` or a function of one str.
+        log: function of one str, which gets each line.
     """
 
     async_safe = True
 
     def __init__(
         self,
-        total_steps,
-        batch_size,
+        total_steps: int,
+        batch_size: int,
         *,
-        every=10.0,
-        show=("loss", "gap", "accuracy", "cosine"),
-        log=print,
+        every: float = 10.0,
+        show: Sequence[str] = ("loss", "gap", "accuracy", "cosine"),
+        log: Callable[[str], Any] = print,
     ):
         super().__init__()
         self._total, self._batch = total_steps, batch_size
         self._every, self._show, self._log = every, show, log
         self._steps = self._measured = 0
-        self._start = self._last = None
+        self._start: float | None = None
+        self._last: float | None = None
 
     def on_train_begin(self, logs=None):
         self._steps = int(self.model.step.numpy())
@@ -49,7 +54,7 @@ class Progress(keras.callbacks.Callback):
         now = time.monotonic()
         self._steps += 1
         if self._start is None:
-            # The first step traces and compiles; rates are taken after it.
+            # Rates leave out the first step, which traces and compiles.
             self._start, self._measured = now, 0
             if self._last is None:
                 self._last = now
@@ -76,15 +81,19 @@ class Progress(keras.callbacks.Callback):
 class Evaluate(keras.callbacks.Callback):
     """Adds measurements to the logs of some epochs.
 
-    Stands before the callbacks that read them.
+    Place this callback before the callbacks that read the measurements.
 
     Args:
-        measures: dict of names to pairs (function without arguments that
-            gives a float, epochs from one measurement to the next).
-        epochs: int, of the whole run; the last one is always measured.
+        measures: dict of names to pairs: a function that measures, and the
+            number of epochs between measurements.
+        epochs: epochs of the whole run. The last epoch is always measured.
     """
 
-    def __init__(self, measures, epochs):
+    def __init__(
+        self,
+        measures: Mapping[str, tuple[Callable[[], float], int]],
+        epochs: int,
+    ):
         super().__init__()
         self._measures, self._epochs = measures, epochs
 
@@ -96,29 +105,36 @@ class Evaluate(keras.callbacks.Callback):
 
 
 class MetricsLog(keras.callbacks.Callback):
-    """Writes a JSON object per line to a file, and TensorBoard events.
+    """Writes metrics to a file of JSON lines and to TensorBoard events.
 
-    A line has `step`, `epoch` (with its fraction), `seconds` of training,
+    A line has `step`, `epoch` (a fraction), `seconds` of training,
     `images_per_second`, `waiting` (the share of time spent waiting for data),
-    `learning_rate`, and of every metric the mean over the steps since the line
-    before. The line at the end of an epoch has what `Evaluate` measured, too.
+    `learning_rate`, and the mean of each metric since the previous line. The
+    last line of an epoch adds the measurements of `Evaluate`.
 
-    A run that goes on from a checkpoint takes back the lines after it.
+    A resumed run removes the lines that follow its checkpoint.
 
     Args:
-        path: file, made if missing.
-        batch_size: int, images per step.
-        steps_per_epoch: int.
-        every: int, steps from one line to the next.
+        path: the file of JSON lines.
+        batch_size: images per step.
+        steps_per_epoch: steps in an epoch.
+        every: steps between lines.
         events: folder for TensorBoard events, or None.
     """
 
     def __init__(
-        self, path, *, batch_size, steps_per_epoch, every=50, events=None
+        self,
+        path: str,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        every: int = 50,
+        events: str | None = None,
     ):
         super().__init__()
         self._path, self._batch, self._every = path, batch_size, every
-        self._steps_per_epoch, self._sums = steps_per_epoch, {}
+        self._steps_per_epoch = steps_per_epoch
+        self._sums: dict[str, float] = {}
         self._events = events and tf.summary.create_file_writer(events)
 
     def on_train_begin(self, logs=None):
@@ -140,7 +156,7 @@ class MetricsLog(keras.callbacks.Callback):
         self._step += 1
         self._steps += 1
         self._idle = time.monotonic()
-        # Logs are means since the epoch began, or this part of it.
+        # Keras logs means over the steps of this `fit` in the epoch.
         self._sums = {name: (batch + 1) * logs[name] for name in logs}
         at_end = batch + 1 == self.params["steps"]  # on_epoch_end follows
         if self._step % self._every == 0 and not at_end:
@@ -182,7 +198,7 @@ class MetricsLog(keras.callbacks.Callback):
         self._begin_window(self._sums)
 
     def _write_events(self, line):
-        # As tf.summary.scalar, which TensorFlow has only beside TensorBoard.
+        # `tf.summary.scalar` does the same, but needs TensorBoard.
         plugin = SummaryMetadata.PluginData(plugin_name="scalars")
         with self._events.as_default(step=line["step"]):
             for name, value in line.items():

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from seed_tf.io.files import atomic_folder, reason
-from seed_tf.trainer import NOT_FINITE
+from seed_tf.trainer import NOT_FINITE, Trainer
 
 _CHECKPOINT = re.compile(r"step-\d{9}")
 # What reading a damaged checkpoint raises.
@@ -24,20 +24,19 @@ _DAMAGE = (OSError, IndexError, tf.errors.OpError)
 class Checkpoints:
     """Checkpoints of a model in training, one folder each, whole or absent.
 
-    A checkpoint holds the model's `state` (all but a frozen teacher), as
-    `tf.train.Checkpoint` writes it, with its checksums. It is written beside
-    the others, flushed to the disk, and given its name last, so that a process
-    killed at any moment leaves no half of one.
+    A checkpoint holds the model's `state` (all but a frozen teacher) and
+    checksums, as `tf.train.Checkpoint` writes them. A checkpoint gets its name
+    after it is on the disk: a killed process leaves no partial checkpoint.
 
     Args:
-        folder: made if missing.
+        folder: folder of the checkpoints, made if missing.
         model: a compiled `SEED` or `MoCo`.
-        keep: int, how many of the newest stay; the best stays besides.
+        keep: number of newest checkpoints to keep beside the best.
     """
 
-    def __init__(self, folder, model, *, keep=3):
+    def __init__(self, folder: str, model: Trainer, *, keep: int = 3):
         self._folder, self._keep = folder, keep
-        # Variables that are made later would wait for a restored value.
+        # A restored checkpoint must find all variables.
         if not model.optimizer.built:
             with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
@@ -53,14 +52,14 @@ class Checkpoints:
         return sorted(int(name[5:]) for name in names)
 
     def save(self, step: int, best: int | None = None) -> None:
-        """Writes the checkpoint of a step, and removes those no longer kept.
+        """Writes the checkpoint of a step, and removes old checkpoints.
 
         Args:
-            step: int, steps trained.
-            best: int, step whose checkpoint is kept as the best.
+            step: number of steps trained.
+            best: step of the best checkpoint, which stays.
 
         Raises:
-            OSError: if the disk is full or fails; others stay as they are.
+            OSError: if writing fails. Earlier checkpoints stay.
             FloatingPointError: if a weight is not finite. The loss
                 shows it only one step later.
         """
@@ -88,16 +87,16 @@ class Checkpoints:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def restore(self) -> int:
-        """Restores the newest checkpoint that is whole.
+        """Restores the newest intact checkpoint.
 
-        Damaged ones are renamed to `*.damaged`, with a warning.
+        Damaged checkpoints are renamed to `*.damaged`, with a warning.
 
         Returns:
-            int, the step to go on from; 0 if there is no checkpoint.
+            The restored step; 0 if there is no checkpoint.
 
         Raises:
-            ValueError: if a checkpoint is whole but of another model, or none
-                is whole.
+            ValueError: if a checkpoint is of another model, or if all
+                checkpoints are damaged.
         """
         for path in glob.glob(os.path.join(self._folder, "*.unfinished")):
             shutil.rmtree(path, ignore_errors=True)  # of a killed process
@@ -110,8 +109,8 @@ class Checkpoints:
                 return step
             except _DAMAGE as error:
                 logging.warning(
-                    "Checkpoint %s is damaged (%s) and set aside; the one "
-                    "before it is used.",
+                    "Checkpoint %s is damaged (%s). The previous checkpoint "
+                    "is tried.",
                     path,
                     reason(error),
                 )
@@ -131,7 +130,7 @@ class Checkpoints:
         return 0
 
     def size(self) -> int:
-        """Bytes of a checkpoint, about."""
+        """Approximate size of a checkpoint in bytes."""
         return sum(
             math.prod(v.shape) * tf.as_dtype(v.dtype).size
             for v in self._variables()

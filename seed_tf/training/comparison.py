@@ -1,4 +1,4 @@
-"""Several runs compared: tables, figures and a page."""
+"""Compares runs: tables, figures and a page."""
 
 from __future__ import annotations
 
@@ -15,41 +15,40 @@ from seed_tf.training.report import CURVES, history_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Settings in which runs of one experiment differ, or that `compare_runs` shows
-# elsewhere.
+# Settings that do not describe the experiment.
 _NO_SETTINGS = {
     *("command", "output", "overwrite", "dry_run", "download", "recipe"),
     *("checkpoint_minutes", "max_corrupt_fraction", "teacher_fingerprint"),
 }
 _FINAL = ("loss", "gap", "agreement", "knn")
-# Columns that accuracy is drawn against: label of the axis, format of its
-# numbers (None for prefixes), text beside the figure.
+# Columns on the x axis of accuracy: label of the axis, format of its numbers
+# (None for prefixes), text beside the figure.
 _AGAINST = {
     "parameters": ("parameters of the backbone", None, ""),
     "FLOPs": (
         "FLOPs of training",
         None,
-        "Convolutions and matrix products of all steps and both networks, on "
-        "any machine. The training of the teacher does not count.",
+        "Convolutions and matrix products of all steps and both networks. "
+        "The training of the teacher does not count.",
     ),
     "hours": (
         "hours of training",
         "{x:g}",
-        "Comparable between runs of one machine only.",
+        "Compare only runs of one machine.",
     ),
 }
 
 
 def compare_runs(runs: Sequence[Run], output: str | None = None) -> str:
-    """Compares several runs: a table, figures and a page.
+    """Compares runs: a table, figures and a page.
 
     Args:
-        runs: the runs.
+        runs: runs to compare.
         output: folder for `report.md`, `report.json`, `report.html` and
             figures, or None.
 
     Returns:
-        The table, and a table of the settings that differ, as text.
+        A table of the runs, and a table of the settings that differ.
 
     Raises:
         ValueError: if a run is named twice.
@@ -91,7 +90,7 @@ def compare_runs(runs: Sequence[Run], output: str | None = None) -> str:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Returns the last parts of paths, as many as make them different."""
+    """Shortens paths to their last parts, as long as the names differ."""
     parts = [os.path.abspath(path).split(os.sep) for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = [os.sep.join(part[-count:]) for part in parts]
@@ -103,7 +102,7 @@ def _names(paths: Sequence[str]) -> list[str]:
 def _row(name: str, run: Run) -> dict[str, Any]:
     """Returns the results of a run at its end by column."""
     last = run.lines[-1]
-    flops = run.summary.get("flops_per_step")  # old runs have none
+    flops = run.summary.get("flops_per_step")  # absent in old runs
     row: dict[str, Any] = {
         "run": name,
         "network": run.config.get("student") or run.config.get("encoder"),
@@ -196,10 +195,10 @@ def _pictures(
 def _accuracy(
     rows: Sequence[dict[str, Any]],
 ) -> tuple[str | None, list[float | None]]:
-    """Returns the name and the values, in percent, of one accuracy.
+    """Returns the name and the values, in percent, of the commonest accuracy.
 
-    It is the accuracy that most runs have. Among equals a linear probe comes
-    first, then other protocols, then k-NN during training.
+    Of equally common accuracies, linear probes come first, k-NN during
+    training comes last.
     """
     known = {"run", "network", "steps", "ended", *_AGAINST}
     names = dict.fromkeys(

@@ -1,31 +1,34 @@
-"""What a step costs, told from the shapes of its tensors before it is run."""
+"""Counts operations and memory of a step from the shapes of its tensors."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from seed_tf import losses
 from seed_tf.acceleration import Acceleration
 from seed_tf.embedding_queue import EmbeddingQueue
-from seed_tf.trainer import noise_image
+from seed_tf.trainer import Trainer, noise_image
 
-# The streamed losses hold this much whatever the queue: logits of a block,
-# their exponentials, and the products of both.
+# Memory of the streamed losses for any queue: logits of a block, their
+# exponentials, and products of both.
 _LOSS_BYTES = 4 * 2**21 * 4
-# Operations run side by side, with buffers of their own: a ResNet-18 distilled
-# on a CPU took 1.45 times the bytes that its batch was estimated to add.
+# Parallel operations take more memory than `_peak_bytes` counts: distilling a
+# ResNet-18 on a CPU took 1.45 times the bytes.
 _MARGIN = 1.5
 
 
 class Cost(NamedTuple):
-    """Of one pass.
+    """Cost of one pass.
 
     Attributes:
-        flops: int, floating-point operations of convolutions and matrix
-            products, two for each multiplication with its addition.
-        bytes: int, the most that all tensors of the pass take at one time,
-            weights and the input left out.
+        flops: floating-point operations of convolutions and matrix products;
+            a multiplication and its addition count as two.
+        bytes: peak memory of all tensors but weights and input.
     """
 
     flops: int
@@ -33,27 +36,24 @@ class Cost(NamedTuple):
 
 
 class StepCost(NamedTuple):
-    """Of a training step, on each of the devices that share it.
+    """Cost of a training step on each device.
 
     Attributes:
-        flops: dict of parts to floating-point operations.
-        bytes: dict of parts to bytes of memory. TensorFlow itself, the
-            reading of images and an accelerator's workspaces come on top.
+        flops: floating-point operations by part of the step.
+        bytes: bytes of memory by part of the step. TensorFlow, the reading of
+            images and an accelerator's workspaces need more memory.
     """
 
-    flops: dict
-    bytes: dict
+    flops: dict[str, int]
+    bytes: dict[str, int]
 
 
-def forward(network, shape):
-    """Cost of a network's inference.
+def forward(network: keras.Model, shape: Sequence[int]) -> Cost:
+    """Counts the cost of a network's inference.
 
     Args:
-        network: keras.Model of images.
-        shape: ints (B, H, W, 3).
-
-    Returns:
-        `Cost`.
+        network: network of images.
+        shape: (B, H, W, 3).
 
     Example:
 
@@ -73,17 +73,17 @@ def forward(network, shape):
     return _trace(run, weights, others, _floats(shape))
 
 
-def forward_and_back(network, shapes, acceleration=None):
-    """Cost of a network's training pass: its output and all gradients.
+def forward_and_back(
+    network: keras.Model,
+    shapes: Sequence[Sequence[int]],
+    acceleration: Acceleration | None = None,
+) -> Cost:
+    """Counts the cost of a network's training pass: output and gradients.
 
     Args:
-        network: keras.Model of images.
-        shapes: list of shapes (B, H, W, 3), one for each size of view.
-        acceleration: `Acceleration` of the model that trains the network, by
-            default none.
-
-    Returns:
-        `Cost`.
+        network: network of images.
+        shapes: shapes (B, H, W, 3), one for each size of view.
+        acceleration: acceleration of the model that trains the network.
     """
     acceleration = acceleration or Acceleration(None)
     weights, others = (
@@ -99,23 +99,26 @@ def forward_and_back(network, shapes, acceleration=None):
                 for view in views
             ]
             total = tf.add_n([tf.reduce_sum(output) for output in outputs])
-        # A loss needs the outputs, this sum of them does not.
+        # The outputs stay in memory: a loss needs them.
         return outputs, tape.gradient(total, weights)
 
     return _trace(run, weights, others, *map(_floats, shapes))
 
 
-def of_step(model, *, encoder, batch_size, targets_cached=False):
-    """Cost of a step of a compiled `SEED` or `MoCo`.
+def of_step(
+    model: Trainer,
+    *,
+    encoder: keras.Model,
+    batch_size: int,
+    targets_cached: bool = False,
+) -> StepCost:
+    """Counts the cost of a training step.
 
     Args:
-        model: the model.
-        encoder: keras.Model, the part of it that is trained.
-        batch_size: int, images per step on one device.
-        targets_cached: bool, whether embeddings come from a view cache.
-
-    Returns:
-        `StepCost`.
+        model: a compiled `SEED` or `MoCo`.
+        encoder: the trained part of the model.
+        batch_size: images per step on one device.
+        targets_cached: whether targets come from a view cache.
     """
     other = getattr(model, "teacher", None) or model.momentum_encoder
     samples = model.augment(noise_image(), model.step.value)
@@ -152,17 +155,18 @@ def of_step(model, *, encoder, batch_size, targets_cached=False):
     )
 
 
-def images_that_fit(step, batch_size, free):
-    """How many images of a batch there is memory for.
+def images_that_fit(step: StepCost, batch_size: int, free: int | None) -> int:
+    """Chooses how many images of a batch fit into memory.
 
     Args:
-        step: `StepCost` of the whole batch.
-        batch_size: int.
-        free: int, bytes, or None if not known.
+        step: cost of the whole batch.
+        batch_size: images of the batch.
+        free: bytes of free memory, or None if unknown.
 
     Returns:
-        `batch_size`, or the largest smaller power of two from 16 (two images
-        for each of MoCo's shuffled groups) that fits, or 0.
+        `batch_size` if it fits or `free` is None; else the largest smaller
+        power of two that fits, at least 16 (two images for each of MoCo's
+        shuffled groups); else 0.
     """
     growing = _MARGIN * step.bytes["activations and gradients"]
     fixed = sum(step.bytes.values()) - step.bytes["activations and gradients"]
@@ -176,11 +180,11 @@ def images_that_fit(step, batch_size, free):
 
 
 def _loss(model, batch, queue):
-    """Cost of the objective and its gradient, for one size of view."""
+    """Counts the cost of loss and gradient for one size of view."""
     size, dim = queue.size, queue.dim
     objective = getattr(model, "objective", None)
     if objective in (None, losses.similarity_distillation):
-        # Logits and weighted means; of student and teacher in SEED's.
+        # Logits and weighted means, in SEED for student and teacher.
         passes = 2 if hasattr(model, "teacher") else 1
         return Cost(passes * 4 * batch * size * dim, _LOSS_BYTES)
 
@@ -204,10 +208,10 @@ def _floats(shape):
 
 
 def _trace(function, *arguments):
-    """Counts what a function does with arguments of these shapes.
+    """Counts the cost of a function, from the shapes of its arguments.
 
-    Variables come as arguments: those of a strategy can be read only inside
-    of its replicas.
+    Pass variables as arguments: outside of replicas, a strategy's variables
+    cannot be read.
     """
     specs = tf.nest.map_structure(
         lambda x: tf.TensorSpec(x.shape, x.dtype), arguments
@@ -220,7 +224,7 @@ def _trace(function, *arguments):
 
 
 def _ancestors(tensors):
-    """Names of the operations that tensors depend on; others are not run."""
+    """Returns the names of the operations that tensors depend on."""
     names, found = set(), [tensor.op for tensor in tensors]
     while found:
         op = found.pop()
@@ -240,7 +244,7 @@ def _matrix_product(op):
 
 
 def _taps(shape):
-    """Products in one output of a convolution of a filter's shape."""
+    """Returns the products in one output of a convolution."""
     height, width, inputs, _ = shape
     return height * width * inputs
 
@@ -249,8 +253,8 @@ def _taps_of_depthwise(shape):
     return shape[0] * shape[1]
 
 
-# Each value that a convolution computes, or whose gradient it spreads, takes
-# one multiplication and addition per element of the filter.
+# For each output (or its gradient), a convolution multiplies and adds once per
+# element of the filter.
 _FLOPS = {
     "MatMul": _matrix_product,
     "Conv2D": lambda op: 2 * _size(op.outputs[0]) * _taps(op.inputs[1].shape),
@@ -276,8 +280,8 @@ _VIEWS = {"Identity", "Reshape", "StopGradient", "Squeeze", "ExpandDims"}
 
 
 def _peak_bytes(operations, outputs):
-    """The most bytes alive at once if operations run in their given order."""
-    owners = {}  # of the memory that a tensor is a view of
+    """Returns the peak bytes of operations that run in the given order."""
+    owners = {}  # the tensor that owns the memory of a view
 
     def owner(tensor):
         return owners.get(tensor.ref(), tensor.ref())
@@ -306,6 +310,6 @@ def _peak_bytes(operations, outputs):
 
 
 def _bytes(tensor):
-    """Of a tensor or variable; none if its shape is not known."""
+    """Returns the bytes of a tensor or variable; 0 for an unknown shape."""
     count = tf.TensorShape(tensor.shape).num_elements() or 0
     return count * tf.as_dtype(tensor.dtype).size

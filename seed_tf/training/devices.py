@@ -1,4 +1,6 @@
-"""Where a model trains: one device, several, several hosts, a TPU."""
+"""Devices of a run: one device, GPUs, several hosts, a TPU."""
+
+from __future__ import annotations
 
 import contextlib
 import glob
@@ -8,6 +10,7 @@ import re
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -16,8 +19,7 @@ from absl import logging
 from seed_tf.keras_internals import all_layers
 
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/*")  # of a TPU VM
-# What TensorFlow's collectives and its coordination service say of a worker
-# that is gone, or came back as another process.
+# Messages of TensorFlow when a worker is gone, or came back as a new process.
 _LOST = re.compile(
     "unhealthy|heartbeat|incarnation|has (likely )?restarted|Socket closed"
     "|Connection re(set|fused)|failed to connect|Collective ops is aborted"
@@ -26,23 +28,21 @@ _LOST = re.compile(
 )
 
 
-def make_strategy(name="auto", tpu=None):
-    """The `tf.distribute` strategy of a name.
+def make_strategy(
+    name: str = "auto", tpu: str | None = None
+) -> tf.distribute.Strategy:
+    """Makes a `tf.distribute` strategy.
 
     Args:
-        name: "one", the first device; "mirrored", all GPUs of this host;
-            "multiworker", the hosts that the environment variable TF_CONFIG
-            names, and all their GPUs; "tpu"; or "auto": the last of these
-            that is there.
+        name: "one" for the first device; "mirrored" for all GPUs of this
+            host; "multiworker" for all GPUs of the hosts in the environment
+            variable TF_CONFIG; "tpu"; or "auto", the last available of these.
         tpu: "local" on a TPU VM, or the address of a TPU, "grpc://host:port".
 
-    Returns:
-        `tf.distribute.Strategy`.
-
     Raises:
-        ValueError: if what is named is not there.
+        ValueError: if the devices are not available.
     """
-    # Nothing may run before a strategy of several workers is made.
+    # No operation may run before a strategy of several workers is made.
     gpus = tf.config.list_physical_devices("GPU")
     if name == "auto":
         name = (
@@ -59,7 +59,7 @@ def make_strategy(name="auto", tpu=None):
     if name == "mirrored":
         if not gpus:
             raise ValueError(
-                'The strategy "mirrored" needs GPUs, and TensorFlow sees none: '
+                'The strategy "mirrored" needs GPUs. TensorFlow finds none: '
                 "choose `strategy='one'`, or install the extra `cuda`."
             )
         return tf.distribute.MirroredStrategy()
@@ -67,8 +67,7 @@ def make_strategy(name="auto", tpu=None):
         if not _workers():
             raise ValueError(
                 'The strategy "multiworker" needs the environment variable '
-                "TF_CONFIG, on every host its own, see docs/devices.md. "
-                "Received: none."
+                "TF_CONFIG on every host, see docs/devices.md. Received: none."
             )
         with _waiting_for(_workers()):
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -80,8 +79,8 @@ def make_strategy(name="auto", tpu=None):
     )
 
 
-def is_chief():
-    """Whether this process is the one of its workers that writes files."""
+def is_chief() -> bool:
+    """Returns whether this worker is the chief, which writes all files."""
     if not _workers():
         return True
     config = json.loads(os.environ["TF_CONFIG"])
@@ -89,20 +88,22 @@ def is_chief():
     return kind == "chief" or (index == 0 and "chief" not in config["cluster"])
 
 
-def distribute(strategy, load):
-    """The data that `fit` takes under a strategy.
+def distribute(
+    strategy: tf.distribute.Strategy, load: Callable[..., tf.data.Dataset]
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Prepares the data for `fit` under a strategy.
 
-    Every worker reads and decodes its own rows of a batch only. On one host
-    `fit` splits batches itself.
+    Each of several workers reads only its own rows of a batch. On one host,
+    `fit` splits the batches.
 
     Args:
-        strategy: `tf.distribute.Strategy`.
-        load: function of `shard`, a pair (index, count), to a
-            `tf.data.Dataset` of these rows of every global batch.
+        strategy: the strategy of the model.
+        load: function of `shard`, a pair (index, count). Returns a dataset of
+            these rows of every global batch.
 
     Returns:
-        `tf.data.Dataset`, or its distributed kind, which is endless: tell
-        `fit` the `steps_per_epoch`.
+        A dataset. With several workers the dataset is endless: pass
+        `steps_per_epoch` to `fit`.
     """
     if not _has_workers(strategy):
         return load(shard=(0, 1))
@@ -114,14 +115,14 @@ def distribute(strategy, load):
         if replicas > 1:
             rows = tf.nest.flatten(dataset.element_spec)[0].shape[0]
             dataset = dataset.rebatch(rows // replicas, drop_remainder=True)
-        # Of data that end, TensorFlow hands out batches of unknown size.
+        # TensorFlow loses the batch size of a finite dataset.
         return dataset.repeat()
 
     return strategy.distribute_datasets_from_function(of_worker)
 
 
-def barrier(strategy):
-    """Returns when all workers have come here."""
+def barrier(strategy: tf.distribute.Strategy) -> None:
+    """Waits until all workers call this function."""
     if _has_workers(strategy):
 
         @tf.function
@@ -132,8 +133,8 @@ def barrier(strategy):
         strategy.run(meet)
 
 
-def worker_lost(error):
-    """Whether a training step failed because another worker is gone."""
+def worker_lost(error: BaseException) -> bool:
+    """Returns whether a step failed because another worker is gone."""
     return (
         isinstance(error, tf.errors.OpError)
         and len(_workers()) > 1
@@ -141,14 +142,14 @@ def worker_lost(error):
     )
 
 
-def synchronise_batch_norm(model):
-    """Makes BatchNorm of a model take statistics over all replicas.
+def synchronise_batch_norm(model: keras.Model) -> None:
+    """Sets BatchNorm layers to use statistics of all replicas.
 
-    In place, built or not. The paper's students use those of each replica.
+    The paper's students use the statistics of each replica.
 
     Args:
-        model: keras.Model. Of MoCo the encoder: keys of the momentum encoder
-            must be normalised apart.
+        model: the network to change. Pass MoCo's encoder, not MoCo: the
+            momentum encoder must normalise groups of keys separately.
     """
     for layer in all_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -157,18 +158,18 @@ def synchronise_batch_norm(model):
 
 @contextlib.contextmanager
 def _waiting_for(workers):
-    """Says what is waited for, and lets Ctrl-C end it."""
+    """Names the awaited workers, and lets Ctrl-C end the wait."""
     logging.warning("Waiting for all workers: %s.", ", ".join(workers))
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # TensorFlow waits without letting Python handle signals.
+    # Python handles no signal while TensorFlow waits.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        # TensorFlow has taken it over, and would do nothing.
+        # TensorFlow's own handler would ignore SIGTERM.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
@@ -178,7 +179,7 @@ def _has_workers(strategy):
 
 
 def _workers():
-    """Addresses of TF_CONFIG's workers, the chief first; none without."""
+    """Returns the addresses in TF_CONFIG, the chief first; [] if unset."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         return []
@@ -194,7 +195,7 @@ def _workers():
     raise ValueError(
         "The environment variable TF_CONFIG must be JSON such as "
         '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": '
-        '{"type": "worker", "index": 0}}, whose task is a worker of the '
+        '{"type": "worker", "index": 0}}. The task must be a worker of the '
         f"cluster. Received: {text}"
     )
 
@@ -202,7 +203,7 @@ def _workers():
 def _tpu_strategy(address):
     host = re.fullmatch(r"(?:grpc://)?([^:/]+):(\d+)", address or "")
     if host:
-        # TensorFlow would go on trying for minutes.
+        # TensorFlow would retry for minutes.
         try:
             socket.create_connection((host[1], int(host[2])), 10).close()
         except OSError as error:
@@ -216,8 +217,8 @@ def _tpu_strategy(address):
         )
     elif not any(map(glob.glob, _TPU_FILES)):
         raise ValueError(
-            'The strategy "tpu" needs a TPU, and this host has none. Give its '
-            "address as `tpu='grpc://host:port'`, or start on a TPU VM."
+            'The strategy "tpu" needs a TPU. This host has none: pass an '
+            "address, `tpu='grpc://host:port'`, or start on a TPU VM."
         )
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
         address or "local"

@@ -1,29 +1,26 @@
-"""The cost of a training, estimated before it begins."""
+"""Estimates the cost of a run before it begins."""
+
+from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
-from seed_tf.io.units import (
-    duration,
-    readable,
-    readable_bytes,
-)
+from seed_tf.io.units import duration, readable, readable_bytes
 from seed_tf.reporting.tables import table
+from seed_tf.trainer import Trainer
 from seed_tf.training import cost
 from seed_tf.training.checkpointing import Checkpoints
-from seed_tf.training.resources import (
-    disk_needed,
-    free_memory,
-    peak_memory,
-)
+from seed_tf.training.resources import disk_needed, free_memory, peak_memory
 
 DRY_STEPS = 5
 
 
 class _Times(keras.callbacks.Callback):
-    """When each step began and ended."""
+    """Records the begin and the end of each step."""
 
     def __init__(self):
         super().__init__()
@@ -37,26 +34,28 @@ class _Times(keras.callbacks.Callback):
 
 
 def dry_run(
-    model,
-    load,
+    model: Trainer,
+    load: Callable[[int], Any],
     *,
-    encoder,
-    epochs,
-    steps_per_epoch,
-    batch_size,
-    targets_cached=False,
-    teacher=None,
-):
-    """Estimates the cost of a run from shapes and from a few steps.
+    encoder: keras.Model,
+    epochs: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    targets_cached: bool = False,
+    teacher: keras.Model | None = None,
+) -> str:
+    """Estimates the cost of a run from shapes and from five steps.
 
-    Operations and memory are counted from shapes, before anything is run.
-    Then a few steps are measured: five, or, where their memory is not there,
-    five of fewer images. Arguments are those of `train`, and the teacher if
-    there is one. It writes no file, but trains the model: build it anew to
-    train.
+    The steps take fewer images if the batch does not fit into memory. The
+    steps change the model: build a new model to train.
+
+    Args:
+        model, load, encoder, epochs, steps_per_epoch, batch_size,
+            targets_cached: as of `train`.
+        teacher: the teacher of `SEED`, or None.
 
     Returns:
-        str, a table to print.
+        A table to print.
     """
     total = steps_per_epoch * epochs
     replicas = model.distribute_strategy.num_replicas_in_sync
@@ -88,7 +87,7 @@ def dry_run(
 
 
 def _measure(model, load, batch_size, steps_per_epoch, total, step):
-    """What a few steps take, of as many images as there is memory for."""
+    """Measures a few steps of as many images as fit into memory."""
     measured = cost.images_that_fit(step, batch_size, free_memory())
     if not measured:
         return {
@@ -97,7 +96,7 @@ def _measure(model, load, batch_size, steps_per_epoch, total, step):
     batches, steps = load(0), min(DRY_STEPS, steps_per_epoch)
     if measured < batch_size:
         batches = batches.unbatch().batch(measured, drop_remainder=True)
-        batches = batches.repeat()  # a short run has fewer than five
+        batches = batches.repeat()  # a short run has fewer batches
         steps = DRY_STEPS
     times, start = _Times(), time.monotonic()
     model.fit(
@@ -107,13 +106,13 @@ def _measure(model, load, batch_size, steps_per_epoch, total, step):
         callbacks=[times],
         verbose=0,
     )
-    # The first step traces and compiles: the rate is that of the others.
+    # The rate leaves out the first step, which traces and compiles.
     seconds = (times.end[-1] - times.end[0]) / (len(times.end) - 1)
     waited = np.subtract(times.begin[1:], times.end[:-1]).mean()
     rate = measured / seconds
     return {
-        "measured": f"steps of {measured} images, for that is all that the "
-        f"{readable_bytes(free_memory())} of free memory take"
+        "measured": f"steps of {measured} images: no more fit into "
+        f"{readable_bytes(free_memory())} of free memory"
         if measured < batch_size
         else None,
         "peak memory": readable_bytes(peak_memory()),

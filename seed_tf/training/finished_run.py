@@ -1,4 +1,4 @@
-"""A run that has ended, as its folder describes it."""
+"""Reads the folder of a run that has ended."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from seed_tf.io.files import read_json, read_json_lines
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run as its folder describes it.
+    """The content of the folder of a run.
 
     Attributes:
         path: the folder.
         config: the settings of the run.
         lines: the lines of `metrics.jsonl`.
-        summary: `summary.json`, {} of a run that has not saved yet.
-        parameters: number of the trained backbone's parameters, None if the
-            folder has no file of it.
+        summary: `summary.json`, or {} before the run saved it.
+        parameters: number of the backbone's weights, None without
+            `backbone.keras`.
         results: dict of protocols to accuracies in percent.
     """
 
@@ -37,29 +37,25 @@ class Run:
     results: dict[str, Any]
 
     def last(self, metric: str) -> float | None:
-        """Returns the newest value of a metric, None if there is none."""
+        """Returns the newest value of a metric, or None."""
         values = [x[metric] for x in self.lines if x.get(metric) is not None]
         return values[-1] if values else None
 
 
 def read_run(path: str, results: Iterable[Mapping[str, Any]] = ()) -> Run:
-    """Reads the folder that a run left.
+    """Reads the folder of a run.
 
     Args:
         path: folder of a distillation or a pretraining.
-        results: rows of evaluations, as `read_results` returns them. Rows of
-            other encoders than this run's are ignored. A `results.json` in
-            the folder is read as well.
-
-    Returns:
-        `Run`.
+        results: rows of evaluations, from `read_results`. Rows of other
+            encoders are ignored. The folder's own `results.json` is added.
 
     Raises:
-        ValueError: if this is not the folder of a run, nothing was logged in
-            it, or a file in it is damaged.
+        ValueError: if the folder is not of a run, has no metrics, or has a
+            damaged file.
     """
     if not os.path.isdir(path):
-        raise ValueError(f"{path!r} is no folder of a run: there is none.")
+        raise ValueError(f"{path!r} is no folder of a run: it does not exist.")
     config = _json(os.path.join(path, "config.json"), {})
     if not isinstance(config, dict) or "launcher" not in config:
         raise ValueError(
@@ -69,8 +65,8 @@ def read_run(path: str, results: Iterable[Mapping[str, Any]] = ()) -> Run:
     lines = read_json_lines(os.path.join(path, "metrics.jsonl"))
     if not lines or not all("step" in line for line in lines):
         raise ValueError(
-            f"The run in {path!r} has no metrics.jsonl, or nothing in it: it "
-            "ended, or was copied, before its first epoch ended."
+            f"The run in {path!r} has no metrics.jsonl, or nothing in it. A "
+            "run writes it during its first epoch."
         )
     rows = [*results, *read_results(os.path.join(path, "results.json"))]
     whole = os.path.realpath(path)
@@ -92,10 +88,10 @@ def read_run(path: str, results: Iterable[Mapping[str, Any]] = ()) -> Run:
 
 
 def read_results(path: str) -> list[dict[str, Any]]:
-    """Reads the rows of an evaluation's `results.json`; no file has no rows.
+    """Reads the rows of an evaluation's `results.json`; [] without a file.
 
     Raises:
-        ValueError: if the file has something else in it.
+        ValueError: if the file is not of an evaluation.
     """
     rows = _json(path, [])
     if not isinstance(rows, list) or not all(

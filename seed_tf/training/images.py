@@ -1,4 +1,4 @@
-"""The images of a run: those that train, and those that are kept apart."""
+"""The images of a run, for training and for evaluation."""
 
 from __future__ import annotations
 
@@ -9,31 +9,39 @@ import tensorflow as tf
 from seed_tf import datasets
 from seed_tf.config import KNN_IMAGES, RunConfig
 from seed_tf.images import shorter_side
+from seed_tf.view_cache import ViewCache
+from seed_tf.views import MultiCrop, View
 
 
 class RunImages:
     """The images that a run trains on and is evaluated on.
 
     Args:
-        config: `RunConfig`.
-        views: as of `seed_tf.SEED`.
-        num_views: int, views of each image in a step.
-        view_cache: `seed_tf.view_cache.ViewCache` to train from, or None.
+        config: settings of the run.
+        views: augmentation, see `seed_tf.SEED`.
+        num_views: views of each image in a step.
+        view_cache: cache of views to train from, or None.
 
     Attributes:
-        held_out: int, images that training leaves out.
-        steps_per_epoch: int.
+        held_out: number of images that training leaves out.
+        steps_per_epoch: steps in an epoch.
         labelled: centre crops and labels of both k-NN splits, or None.
 
     Raises:
         ValueError: as `datasets.load`.
     """
 
-    def __init__(self, config: RunConfig, views, num_views=1, view_cache=None):
+    def __init__(
+        self,
+        config: RunConfig,
+        views: View | MultiCrop,
+        num_views: int = 1,
+        view_cache: ViewCache | None = None,
+    ):
         self._config, self._corrupt, self._training = config, {}, {}
         self._views, self._num_views = views, num_views
         self._view_cache = view_cache
-        # Views crop from images that are larger than they are.
+        # Views are crops of larger images.
         self._whole_size = shorter_side(config.image_size)
         self.held_out = config.held_out
         if self.held_out is None:
@@ -55,7 +63,7 @@ class RunImages:
 
     @property
     def corrupt_files(self) -> dict[str, str]:
-        """Files that cannot be read, so far: names and reasons."""
+        """Unreadable files so far: names and reasons."""
         files: dict[str, str] = {}
         for corrupt in self._corrupt.values():
             files |= corrupt.files
@@ -69,8 +77,8 @@ class RunImages:
     def training(
         self, first_step: int = 0, shard: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
-        """Batches of all epochs, from a step on."""
-        # Kept, because building one takes a quarter of a second.
+        """Batches of all epochs from a step on."""
+        # Building a dataset takes a quarter of a second.
         if (first_step, shard) not in self._training:
             config = self._config
             self._training[first_step, shard] = self._load(

@@ -1,4 +1,4 @@
-"""The page of a run."""
+"""Writes the page of a run."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def write_run_report(
     views: np.ndarray | None = None,
     neighbours: Sequence[Any] | None = None,
 ) -> None:
-    """Writes `report.html` and `report.png` of a run, from what it logged.
+    """Writes `report.html` and `report.png` of a run.
 
-    Nothing is written of a run that has logged nothing yet.
+    Without a line in `metrics.jsonl`, nothing is written.
 
     Args:
-        folder: folder of the run, with a `metrics.jsonl`.
+        folder: folder of the run.
         title: title of the page.
-        views: `[N, S, S, 3]` uint8, views as the network sees them, or None.
+        views: `[N, S, S, 3]` uint8, augmented images, or None.
         neighbours: positional arguments of `figures.neighbours`, or None.
 
     Raises:
@@ -79,7 +79,7 @@ def write_run_report(
         sections.append(
             (
                 "Views",
-                "Images as the network sees them, augmented.",
+                "Augmented images, as the network sees them.",
                 figures.mosaic(views),
             )
         )
@@ -87,7 +87,7 @@ def write_run_report(
         sections.append(
             (
                 "Nearest neighbours",
-                "Images held out of training, and those most similar to them.",
+                "Images held out of training, and the most similar images.",
                 figures.neighbours(*neighbours),
             )
         )

@@ -1,4 +1,4 @@
-"""Disk and memory that a run needs, and the machine that it runs on."""
+"""Measures disk, memory and machine of a run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import resource
 import keras
 import tensorflow as tf
 
+from seed_tf.training.checkpointing import Checkpoints
 from seed_tf.version import __version__
 
 
-def disk_needed(checkpoints, encoder) -> int:
-    """Bytes that a run writes at most, about."""
-    # The last three, the best, and one in the making; encoder and backbone.
+def disk_needed(checkpoints: Checkpoints, encoder: keras.Model) -> int:
+    """Estimates the most bytes that a run writes."""
+    # Three newest checkpoints, the best, an unfinished one; encoder files.
     return 5 * checkpoints.size() + 3 * 4 * encoder.count_params() + 2**20
 
 
 def peak_memory() -> int:
-    """Bytes of the process, and of each GPU, at their highest."""
+    """Returns the peak bytes of the process and of all GPUs."""
     used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for gpu in tf.config.list_logical_devices("GPU"):
         used += tf.config.experimental.get_memory_info(gpu.name)["peak"]
@@ -28,10 +29,7 @@ def peak_memory() -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take, or None if that is unknown.
-
-    It is unknown for GPUs.
-    """
+    """Returns the bytes that this process may still take; None with GPUs."""
     if tf.config.list_logical_devices("GPU"):
         return None
     free = []
@@ -49,7 +47,7 @@ def free_memory() -> int | None:
 
 
 def machine() -> dict:
-    """Versions and devices, as `summary.json` holds them."""
+    """Returns versions and devices for `summary.json`."""
     devices = tf.config.list_physical_devices()
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Training that survives: resumed, evaluated, saved, reported."""
+"""Trains a model: resumes, evaluates, saves, reports."""
 
 from __future__ import annotations
 
@@ -35,42 +35,42 @@ def train(
     on_evaluated: Callable[[], Any] | None = None,
     log: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
-    """Trains a compiled model to its end, from where an earlier try stopped.
+    """Trains a compiled model, and resumes from the newest checkpoint.
 
-    During training it writes into the folder: `metrics.jsonl` and TensorBoard
-    events, checkpoints (the last three and the best), and `student.keras` and
-    `backbone.keras` of the best evaluation, or of the newest step where there
-    is none. When training ends, for whatever reason, it writes `summary.json`.
-    SIGTERM and SIGINT end training, saved, after the step in progress.
+    Training writes `metrics.jsonl`, TensorBoard events, checkpoints (the last
+    three and the best), `student.keras` and `backbone.keras` of the best
+    evaluation (without evaluations, of the newest step), and `summary.json`.
+    SIGTERM and SIGINT end training after the step in progress is saved.
 
     Args:
         model: a compiled `SEED` or `MoCo`, in its starting state.
-        load: function of a step to the `tf.data.Dataset` of all batches from
-            there to the end of the run.
-        encoder: keras.Model, the part of `model` to save.
-        epochs, steps_per_epoch, batch_size: ints.
-        folder: `RunFolder`.
-        targets_cached: bool, whether batches come from a view cache.
+        load: function of a step. Returns the `tf.data.Dataset` of all batches
+            from this step to the end of the run.
+        encoder: the part of `model` to save.
+        epochs: passes over the data.
+        steps_per_epoch: steps in an epoch.
+        batch_size: images per step.
+        folder: folder of the run.
+        targets_cached: whether batches come from a view cache.
         measures: see `Evaluate`.
-        monitor: name of the measure, larger is better, that chooses the best
-            checkpoint; None for the newest.
-        patience: int, evaluations without a new best after which training
-            stops; 0 for never.
-        checkpoint_minutes: float, minutes from one checkpoint to the next.
-        summary: function without arguments to a dict, for `summary.json`.
-        on_evaluated: function without arguments, called at the end of an
-            epoch, at most once a minute, and at the end of the run.
+        monitor: name of the measure that chooses the best checkpoint; larger
+            is better. None chooses the newest.
+        patience: evaluations without a new best before training stops; 0 for
+            never.
+        checkpoint_minutes: minutes between checkpoints.
+        summary: function that returns more entries of `summary.json`.
+        on_evaluated: function called after an epoch, at most once a minute,
+            and at the end of the run.
         log: function of one str, for progress.
 
     Returns:
-        dict, the content of `summary.json`.
+        The content of `summary.json`.
 
     Raises:
         Stopped: after SIGTERM or SIGINT.
         FloatingPointError: at the first step whose loss is not finite.
         OSError: if the disk is full. Earlier checkpoints stay intact.
-        ValueError: if no checkpoint is whole, or if the checkpoints are of
-            another model.
+        ValueError: if all checkpoints are damaged or of another model.
     """
     total = steps_per_epoch * epochs
     checkpoints = Checkpoints(folder.file("checkpoints"), model)
@@ -104,7 +104,7 @@ def train(
 
     def summarise_saved():
         nonlocal flops
-        if flops is None:  # counted late: the first step comes sooner
+        if flops is None:  # not before the first step, which it would delay
             replicas = model.distribute_strategy.num_replicas_in_sync
             counted = cost.of_step(
                 model,
@@ -149,7 +149,7 @@ def train(
                 )
     except BaseException as error:
         if interruption.signal and devices.worker_lost(error):
-            error = Stopped("Stopped, after the chief.", interruption.signal)
+            error = Stopped("Stopped after the chief.", interruption.signal)
         with contextlib.suppress(OSError):  # the disk may be full
             summarise(str(error) or type(error).__name__)
         raise error

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import keras
+
 from seed_tf.acceleration import precision
 from seed_tf.encoders import Encoder
 from seed_tf.io.files import (
@@ -19,7 +21,7 @@ from seed_tf.io.files import (
 )
 from seed_tf.io.locks import folder_lock
 
-_WRITTEN = (  # by a run, and removed by `overwrite`; nothing else is touched
+_WRITTEN = (  # `overwrite` removes these files and folders, no others
     "config.json",
     "metrics.jsonl",
     "summary.json",
@@ -30,28 +32,27 @@ _WRITTEN = (  # by a run, and removed by `overwrite`; nothing else is touched
     "checkpoints",
     "events",
 )
-_LEAST_BYTES = 100e6  # that a run of the smallest students leaves
+_LEAST_BYTES = 100e6  # the smallest run writes as much
 
 
 class RunFolder:
     """The folder of a run, with the `config.json` that describes it.
 
-    A folder with a `config.json` belongs to the run described there. The same
-    run goes on with it, another run is refused. Nothing is written or removed
-    before `claim`.
+    A folder with a `config.json` belongs to the run described there. Only the
+    same run may use the folder again. Nothing is written or removed before
+    `claim`.
 
     Args:
-        path: folder, made if missing.
+        path: the folder, made if missing.
         config: JSON dict that describes the run.
-        defaults: dict of values that hold where an earlier `config.json` lacks
-            a key, because older code wrote it.
-        overwrite: bool, remove what an earlier run left and start anew.
-        ignore: keys of `config` in which a resumed run may differ.
-        chief: bool, whether this worker of the run writes files.
+        defaults: values of keys that an older `config.json` lacks.
+        overwrite: whether to remove an earlier run and start anew.
+        ignore: keys of `config` that a resumed run may change.
+        chief: whether this worker of the run writes files.
 
     Raises:
-        ValueError: if the folder belongs to another run, naming what differs.
-        OSError: if it cannot be written.
+        ValueError: if the folder belongs to another run.
+        OSError: if the folder cannot be written.
     """
 
     def __init__(
@@ -75,21 +76,21 @@ class RunFolder:
         if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
             raise OSError(
                 f"The output folder {path!r} cannot be written: {existing!r} "
-                "is no folder, or not yours to write to."
+                "is no folder, or is not yours to write to."
             )
         self._check_space(existing, _LEAST_BYTES)
         self._compare()
 
     def claim(self, **more: Any) -> None:
-        """Makes the folder this run's, and this process its only writer.
+        """Takes the folder for this run, and locks out other processes.
 
         Args:
             **more: further entries of `config.json`.
 
         Raises:
-            ValueError: if the folder belongs to another run, or another
-                process is writing to it.
-            OSError: if it cannot be written.
+            ValueError: if the folder belongs to another run, or if another
+                process writes to it.
+            OSError: if the folder cannot be written.
         """
         self._config |= more
         self._compare()
@@ -107,15 +108,15 @@ class RunFolder:
             ) from error
 
     def file(self, *names: str) -> str:
-        """The path of a file of the run."""
+        """Returns the path of a file of the run."""
         return os.path.join(self.path, *names)
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, or {} if it is not there."""
+        """Reads a JSON file of the run; {} without the file."""
         return read_json(self.file(name), {})
 
     def write(self, name: str, content: Any) -> None:
-        """Writes a JSON file, whole or not at all."""
+        """Writes a JSON file atomically."""
         write_json(self.file(name), content)
 
     def check_space(self, needed: float) -> None:
@@ -131,7 +132,7 @@ class RunFolder:
         if free < needed:
             raise OSError(
                 f"No space left for the run: the disk of {self.path!r} has "
-                f"{free / 1e6:.0f} MB free, checkpoints and encoder take "
+                f"{free / 1e6:.0f} MB free. Checkpoints and encoder need "
                 f"{needed / 1e6:.0f} MB or more."
             )
 
@@ -149,9 +150,9 @@ class RunFolder:
         if differences:
             raise ValueError(
                 f"{self.path!r} holds a run with other settings. "
-                f"{'; '.join(differences)}. Give that run's own settings to go "
-                "on with it, choose another `output`, or start anew with "
-                "`overwrite=True`, which removes that run."
+                f"{'; '.join(differences)}. Use the run's own settings to "
+                "resume it, choose another `output`, or remove the run and "
+                "start anew with `overwrite=True`."
             )
 
     def _remove(self):
@@ -163,22 +164,19 @@ class RunFolder:
                 os.remove(path)
 
 
-def read_config(path: str) -> dict:
-    """The `config.json` of the run in a folder, or {} if there is none."""
+def read_config(path: str) -> dict[str, Any]:
+    """Reads the `config.json` of a run; {} without the file."""
     return read_json(os.path.join(path, "config.json"), {})
 
 
 class EncoderFiles:
-    """`student.keras`, the trained encoder, and `backbone.keras` of a run.
+    """`student.keras` (the encoder) and `backbone.keras` of a run, float32."""
 
-    In float32, whatever it was trained in.
-    """
-
-    def __init__(self, folder, encoder):
+    def __init__(self, folder: RunFolder, encoder: keras.Model):
         self._encoder, self._folder = encoder, folder
-        self.student = folder.file("student.keras")
 
-    def save(self):
+    def save(self) -> None:
+        """Writes both files; for an encoder without backbone only one."""
         encoder = precision.in_float32(self._encoder)
         models = {"student": encoder}
         if isinstance(encoder, Encoder):

@@ -1,4 +1,4 @@
-"""When a run saves, which evaluation was the best, how a signal ends it."""
+"""Saves a run: at intervals, at the best evaluation, at a signal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHIEF_FIRST = 5  # seconds that other workers wait after a signal
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal ended the run, which saved what it needs to go on.
+    """A signal ended the run. The run is saved and can be resumed.
 
     Attributes:
         signal: int, SIGINT or SIGTERM.
@@ -30,14 +30,14 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class Interruption:
-    """Notes SIGINT and SIGTERM within a block; a second one acts at once.
+    """Delays the first SIGINT or SIGTERM in a block; a second acts at once.
 
-    Python handles signals in the main thread only. In another thread the block
-    notes nothing.
+    Python handles signals in the main thread only. In another thread, the
+    block delays nothing.
 
     Attributes:
-        signal: int, the signal that came, or None.
-        time: float, when it came, `time.monotonic`.
+        signal: int, the received signal, or None.
+        time: float, the time of the signal, from `time.monotonic`.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -61,17 +61,17 @@ class Interruption:
         for s, handler in self._handlers.items():
             signal.signal(s, handler)
         name = signal.Signals(number).name
-        # Not `print`, which the signal may have interrupted.
+        # The signal may have interrupted `print`.
         os.write(1, f"{name}: finishing this step, then saving.\n".encode())
 
 
 class Best:
-    """The best evaluation so far. Without any, the newest step is the best.
+    """The best evaluation so far. Without a measure, every step is the best.
 
     Args:
         monitor: name of the measure, larger is better, or None.
-        patience: int, evaluations without a new best after which training
-            stops; 0 for never.
+        patience: evaluations without a new best before training stops; 0 for
+            never.
         lines: earlier lines of `metrics.jsonl`.
     """
 
@@ -84,7 +84,7 @@ class Best:
             self.add(line["step"], line)
 
     def add(self, step: int, logs: dict) -> bool:
-        """Notes an evaluation; returns whether it is the best so far."""
+        """Adds an evaluation; returns whether it is the best so far."""
         if self.monitor in logs:
             self._values.append((step, logs[self.monitor]))
             return self.step == step
@@ -111,18 +111,19 @@ class Best:
 class Save(keras.callbacks.Callback):
     """Saves at intervals, at a new best, at the end and at a signal.
 
-    Stands behind `MetricsLog`, so that a checkpoint has its line in the log.
+    Place this callback after `MetricsLog`: then every checkpoint has a line in
+    the log.
 
     Args:
-        checkpoints: `Checkpoints`.
-        files: `EncoderFiles`, written at a new best.
-        best: `Best`.
-        interruption: `Interruption`.
-        seconds: float, from one checkpoint to the next.
-        chief: bool, whether this worker writes files.
-        on_saved: function without arguments, called after a checkpoint.
-        on_evaluated: function without arguments, called at the end of an
-            epoch, at most once a minute, and at the end of training; or None.
+        checkpoints: where to save.
+        files: files to write at a new best.
+        best: the best evaluation so far.
+        interruption: the signal to watch for.
+        seconds: time between checkpoints.
+        chief: whether this worker writes files.
+        on_saved: function called after a checkpoint.
+        on_evaluated: function called after an epoch, at most once a minute,
+            and at the end of training; or None.
     """
 
     def __init__(
@@ -193,8 +194,8 @@ class Save(keras.callbacks.Callback):
             return
         waited = time.monotonic() - self._interruption.time
         if not self._chief and waited < _CHIEF_FIRST:
-            # If all workers got the signal, the chief must stop first and
-            # save: it cannot finish a step after another worker has left.
+            # The chief must stop first and save: it cannot finish a step
+            # after another worker has left.
             return
         step = int(self.model.step.numpy())
         saved = ", which is saved" if self._chief else ""
