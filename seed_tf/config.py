@@ -224,7 +224,7 @@ class RunConfig(ViewsConfig):
     tpu: str | None = setting(None, "Name or address of a TPU.")
     sync_batch_norm: bool = setting(
         False,
-        "BatchNorm with statistics of all replicas, not of each as in the paper.",
+        "BatchNorm with statistics of all replicas; the paper's are of each.",
     )
     jit: bool | None = setting(
         None,

@@ -166,7 +166,7 @@ def build(
 
     if views is None:
         views = build_views(config)
-    shared = {
+    shared: dict[str, Any] = {
         "views": views,
         "queue_size": config.queue_size,
         "seed": config.seed,

@@ -163,7 +163,7 @@ def saved_model(run: Run) -> Written:
         run.file(""),
         image_size=run.size,
         resize=run.resize,
-        files=run.settings.data_dir and some_files(run),
+        files=some_files(run) if run.settings.data_dir else None,
         probe=probe,
         labels=labels,
         index=run.settings.index,
@@ -294,7 +294,10 @@ def run(call: Call[Settings]) -> None:
     for name in dict.fromkeys(call.settings.format):
         print(f"Writing {name} ...", flush=True)
         for path, checked in WRITERS[name](work):
-            row = {"written": path, "bytes": f"{_bytes(path):,}"}
+            row: dict[str, object] = {
+                "written": path,
+                "bytes": f"{_bytes(path):,}",
+            }
             if checked:
                 difference = checked.largest_difference["embedding"]
                 row["largest difference"] = f"{difference:.2g}"

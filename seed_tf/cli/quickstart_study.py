@@ -7,19 +7,17 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import seed_tf
+from seed_tf.cli.quickstart_settings import Settings
 from seed_tf.io.units import duration
 from seed_tf.reporting import figures, pages, tables
 from seed_tf.training import Progress
-
-if TYPE_CHECKING:
-    from seed_tf.cli.quickstart import Settings
 
 Features = tuple[np.ndarray, np.ndarray]  # of training and test images
 History = dict[str, list[float]]
@@ -146,7 +144,7 @@ def evaluate(
     every = knn((train, train_labels), (test, test_labels))
     return {
         "k-NN": 100 * every,
-        f"k-NN, {LABELS_PER_CLASS} labels per class": 100 * np.mean(few),
+        f"k-NN, {LABELS_PER_CLASS} labels per class": 100 * float(np.mean(few)),
         "linear probe": 100 * probe.accuracy,
     }
 

@@ -61,10 +61,8 @@ def forward(network: keras.Model, shape: Sequence[int]) -> Cost:
     >>> cost.flops == 2 * (30 * 30 * 4 * 27 + 4 * 4 + 4 * 128)
     True
     """
-    weights, others = (
-        network.trainable_variables,
-        network.non_trainable_variables,
-    )
+    weights = network.trainable_variables
+    others = network.non_trainable_variables
 
     def run(weights, others, images):
         call = network.stateless_call(weights, others, images, training=False)
@@ -86,10 +84,8 @@ def forward_and_back(
         acceleration: acceleration of the model that trains the network.
     """
     acceleration = acceleration or Acceleration(None)
-    weights, others = (
-        network.trainable_variables,
-        network.non_trainable_variables,
-    )
+    weights = network.trainable_variables
+    others = network.non_trainable_variables
 
     def run(weights, others, *views):
         with acceleration.applied(network), tf.GradientTape() as tape:
@@ -243,35 +239,27 @@ def _matrix_product(op):
     return 2 * _size(op.outputs[0]) * inner
 
 
-def _taps(shape):
-    """Returns the products in one output of a convolution."""
-    height, width, inputs, _ = shape
-    return height * width * inputs
+def _convolution(values, kernel, rank):
+    """Counts a multiplication and an addition per value and filter element."""
+    return 2 * _size(values) * math.prod(kernel.shape[:rank])
 
 
-def _taps_of_depthwise(shape):
-    return shape[0] * shape[1]
-
-
-# For each output (or its gradient), a convolution multiplies and adds once per
-# element of the filter.
-_FLOPS = {
+_DEPTHWISE = "DepthwiseConv2dNative"
+_FLOPS = {  # the values are outputs or their gradients
     "MatMul": _matrix_product,
-    "Conv2D": lambda op: 2 * _size(op.outputs[0]) * _taps(op.inputs[1].shape),
-    "Conv2DBackpropInput": lambda op: (
-        2 * _size(op.inputs[2]) * _taps(op.inputs[1].shape)
+    "Conv2D": lambda op: _convolution(op.outputs[0], op.inputs[1], 3),
+    "Conv2DBackpropInput": lambda op: _convolution(
+        op.inputs[2], op.inputs[1], 3
     ),
-    "Conv2DBackpropFilter": lambda op: (
-        2 * _size(op.inputs[2]) * _taps(op.outputs[0].shape)
+    "Conv2DBackpropFilter": lambda op: _convolution(
+        op.inputs[2], op.outputs[0], 3
     ),
-    "DepthwiseConv2dNative": lambda op: (
-        2 * _size(op.outputs[0]) * _taps_of_depthwise(op.inputs[1].shape)
+    _DEPTHWISE: lambda op: _convolution(op.outputs[0], op.inputs[1], 2),
+    f"{_DEPTHWISE}BackpropInput": lambda op: _convolution(
+        op.inputs[2], op.inputs[1], 2
     ),
-    "DepthwiseConv2dNativeBackpropInput": lambda op: (
-        2 * _size(op.inputs[2]) * _taps_of_depthwise(op.inputs[1].shape)
-    ),
-    "DepthwiseConv2dNativeBackpropFilter": lambda op: (
-        2 * _size(op.inputs[2]) * _taps_of_depthwise(op.outputs[0].shape)
+    f"{_DEPTHWISE}BackpropFilter": lambda op: _convolution(
+        op.inputs[2], op.outputs[0], 2
     ),
 }
 
