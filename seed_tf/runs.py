@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from seed_tf.training import devices
 from seed_tf.training.images import RunImages
 from seed_tf.view_cache import ViewCache
 
+# "cifar10", "imagenet2012_subset/1pct:5.0.0"
+_TFDS_NAME = re.compile(r"[a-z]\w*(/[\w.-]+)?(:[\d.*]+)?")
 _SHOWN = ("loss", "gap", "accuracy", "cosine", "agreement", "knn")
 
 
@@ -128,7 +131,12 @@ def _data_settings(data, settings):
             )
         dataset = "tsv" if path.endswith(".tsv") else "folder"
         return {"dataset": dataset, "data_dir": path}
-    return {"dataset": path}  # of TFDS
+    if not _TFDS_NAME.fullmatch(path):
+        raise ValueError(
+            "`data` must be a folder of images, a .tsv file or the name of a "
+            f"data set. Received: data={data!r}, and no folder is there."
+        )
+    return {"dataset": path}
 
 
 def _run(config, log):

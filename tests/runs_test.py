@@ -148,6 +148,11 @@ class DistillTest(parameterized.TestCase):
         os.makedirs("photos")
         self.assertEqual(runs._data_settings(data, {}), expected)
 
+    def test_data_without_a_folder(self):
+        for data in ("./fotos", "/photos/2026", "My photos"):
+            with self.assertRaisesRegex(ValueError, "`data` must.*no folder"):
+                seed_tf.distill(data=data, output="run")
+
     def test_command_and_call_are_the_same(self):
         self.distill(output="run_a")
         flags = [f"--{k}={v}" for k, v in self.settings.items()]
