@@ -35,10 +35,10 @@ class StrategyTest(parameterized.TestCase):
         devices.barrier(strategy)
 
     @parameterized.parameters(
-        ("mirrored", None, "needs GPUs, and TensorFlow sees none.*cuda"),
+        ("mirrored", None, "needs GPUs. TensorFlow finds none.*cuda"),
         ("multiworker", None, "needs the environment variable TF_CONFIG"),
-        ("tpu", None, "needs a TPU, and this host has none"),
-        ("auto", "local", "needs a TPU, and this host has none"),
+        ("tpu", None, "needs a TPU. This host has none"),
+        ("auto", "local", "needs a TPU. This host has none"),
         ("tpu", "mine", "Received: tpu='mine'"),
         ("gpus", None, "Received: name='gpus'"),
     )

@@ -94,7 +94,7 @@ class ReadTest(parameterized.TestCase):
         os.makedirs(foreign)
         pathlib.Path(foreign, "config.json").write_text('{"model": "bert"}')
         for path, message in (
-            (missing, "'.*/missing' is no folder of a run: there is none"),
+            (missing, "'.*/missing' is no folder of a run: it does not exist"),
             (empty, "'.*/empty' is no folder of a run: it has no config.json"),
             (foreign, "'.*/foreign' is no folder of a run: it has no config"),
             (
