@@ -10,6 +10,9 @@ import seed_tf
 from seed_tf.acceleration import Hardware, Plan
 
 BATCH, SIZE, D = 16, 8, 4
+# Relative difference of losses after 200 steps: rounding grows from step to
+# step, to 2e-4 on processors with AMX. A wrong kernel differs by far more.
+COURSE = 1e-3
 SHARED = {"views": seed_tf.views.moco_v2(SIZE), "queue_size": 64}
 PROCESSOR, GPU = Plan(Hardware()), Plan(Hardware(accelerated=True))
 
@@ -155,13 +158,13 @@ class SameCourseTest(parameterized.TestCase):
     @parameterized.parameters("hard_silu", "silu")
     def test_kernels_folding_and_loss(self, activation):
         actual = train(seed_model(activation, acceleration=PROCESSOR), 200)
-        np.testing.assert_allclose(actual, self.plain[activation], rtol=1e-4)
+        np.testing.assert_allclose(actual, self.plain[activation], rtol=COURSE)
 
     def test_kernels_of_accelerators(self):
         expected = self.plain_course(stem=True)
         self.assertLess(expected[-20:].mean(), 0.97 * expected[:20].mean())
         actual = train(seed_model(stem=True, acceleration=GPU), 200)
-        np.testing.assert_allclose(actual, expected, rtol=1e-4)
+        np.testing.assert_allclose(actual, expected, rtol=COURSE)
 
     @parameterized.parameters(
         {"teacher_precision": "bfloat16"},

@@ -1,5 +1,6 @@
 """Exported files against the Keras model, and the embedding budget."""
 
+import contextlib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, flagsaver, parameterized
 from ai_edge_litert.interpreter import Interpreter
-from helpers.runs import import_benchmark
+from helpers.runs import imported_benchmark
 from PIL import Image
 
 import seed_tf
@@ -24,10 +25,18 @@ from seed_tf.export.outputs import Outputs
 SIZE = 16
 
 
+_BENCHMARK = contextlib.ExitStack()
+
+
 def setUpModule():
     global formats
-    formats = import_benchmark("benchmarks.formats")
+    benchmark = imported_benchmark("benchmarks.formats")
+    formats = _BENCHMARK.enter_context(benchmark)
     keras.utils.set_random_seed(0)
+
+
+def tearDownModule():
+    _BENCHMARK.close()
 
 
 def convnet():

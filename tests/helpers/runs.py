@@ -42,18 +42,31 @@ def command(*words, code=0):
     return printed.getvalue()
 
 
-def import_benchmark(name):
-    """Imports a benchmark, whose flags replace those of others before it.
+@contextlib.contextmanager
+def imported_benchmark(name):
+    """Gives a benchmark, whose flags stand in for those of others meanwhile.
 
     The flags of benchmarks are the process's: two cannot define one of a name.
     """
+    others = []
     for flag in list(flags.FLAGS):
         module = flags.FLAGS.find_module_defining_flag(flag, "")
         if module.startswith("benchmarks."):
-            sys.modules.pop(module, None)
-            if flag in flags.FLAGS:  # an alias goes with its flag
+            others.append((module, flags.FLAGS[flag]))
+            delattr(flags.FLAGS, flag)
+    known = {key: x for key, x in sys.modules.items() if key == name}
+    sys.modules.pop(name, None)
+    try:
+        module = importlib.import_module(name)
+        yield module
+    finally:
+        for flag in list(flags.FLAGS):
+            if flags.FLAGS.find_module_defining_flag(flag, "") == name:
                 delattr(flags.FLAGS, flag)
-    return importlib.import_module(name)
+        for module_name, flag in others:
+            flags.FLAGS[flag.name] = flag
+            flags.FLAGS.register_flag_by_module(module_name, flag)
+        sys.modules.update(known)
 
 
 def pictures(folder, count, size=20):
