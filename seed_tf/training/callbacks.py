@@ -146,7 +146,6 @@ class MetricsLog(keras.callbacks.Callback):
         self._seconds = kept[-1]["seconds"] if kept else 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._idle = time.monotonic()
         self._begin_window({})
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -171,7 +170,9 @@ class MetricsLog(keras.callbacks.Callback):
             self._events.flush()
 
     def _begin_window(self, sums):
-        self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
+        # Waiting counts from here too: it is a share of this window's seconds.
+        self._start = self._idle = time.monotonic()
+        self._steps, self._waited = 0, 0.0
         self._sums_before = sums
 
     def _write(self, measured):
