@@ -15,6 +15,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Layers without a seed get the same weights in every run of a test."""
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def precision_ends_with_the_test():
     yield
     policy = keras.mixed_precision.global_policy().name

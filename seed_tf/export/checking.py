@@ -69,7 +69,7 @@ class ParityReport:
         largest_difference: for embeddings absolute, as their length is 1. For
             features a multiple of their root mean square.
         least_cosine: smallest cosine, over the images, between the outputs of
-            Keras and of the file.
+            Keras and of the file. Two zero vectors count as equal: 1.
         mean_cosine: mean of the same cosines.
         agreement: share of each image's nearest neighbours (at most 10) that
             Keras and the file have in common. If all embeddings of an encoder
@@ -240,6 +240,7 @@ def compare(
         scale = 1.0 if name == "embedding" else np.sqrt(np.mean(wanted**2))
         difference = np.abs(given - wanted).max() / max(scale, 1e-12)
         cosines = np.sum(l2_normalise(given) * l2_normalise(wanted), axis=1)
+        cosines[~np.any(given, axis=1) & ~np.any(wanted, axis=1)] = 1.0
         fields["largest_difference"][name] = float(difference)
         fields["least_cosine"][name] = float(cosines.min())
         fields["mean_cosine"][name] = float(cosines.mean())

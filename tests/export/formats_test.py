@@ -396,6 +396,23 @@ class RefusalTest(parameterized.TestCase):
         self.assertEqual(damaged["agreement"]["features"], 0)
         self.assertTrue(np.isnan(damaged["mean_cosine"]["embedding"]))
 
+    def test_two_zero_vectors_are_equal(self):
+        # Features behind a ReLU may all be zero.
+        images, model = pictures(8), Outputs(encoder())
+        black = {image.tobytes() for image in images[::2]}
+
+        def partly_zero(batch):
+            dark = [image.tobytes() in black for image in batch]
+            return {
+                name: np.where(np.array(dark)[:, None], 0.0, rows)
+                for name, rows in model(batch).items()
+            }
+
+        fields = checking.compare(partly_zero, partly_zero, images)
+        self.assertAllClose(list(fields["least_cosine"].values()), [1, 1])
+        fields = checking.compare(model, partly_zero, images)
+        self.assertEqual(list(fields["least_cosine"].values()), [0, 0])
+
     def test_interrupted(self):
         with (
             mock.patch.object(
