@@ -185,7 +185,11 @@ class CostTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (None, r"images per second +[\d.]+\n", "measured"),
-        (0.5, r"measured +steps of 16 images: no more fit into .* of free memory", "nothing"),
+        (
+            0.5,
+            r"measured +steps of 16 images: no more fit into .* of free memory",
+            "nothing",
+        ),
         (0.0, "measured +nothing: 0 B are free", "images per second"),
     )
     @pytest.mark.slow
