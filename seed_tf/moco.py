@@ -95,7 +95,7 @@ class MoCo(Trainer):
         super().__init__(
             views=views, seed=seed, acceleration=acceleration, name=name
         )
-        samples = self.augment(noise_image(), self.step.value)
+        samples = self.augment(noise_image(encoder), self.step.value)
         if len(samples) != 1:
             raise ValueError("MoCo takes views of one size, not multi_crop.")
         dim = check_encoder(encoder, "encoder", samples)

@@ -126,7 +126,8 @@ class SEED(Trainer):
         super().__init__(
             views=views, seed=seed, acceleration=acceleration, name=name
         )
-        samples = self.augment(noise_image(), self.step.value)
+        noise = noise_image(student, teacher)
+        samples = self.augment(noise, self.step.value)
         dim = check_encoder(student, "student", samples)
         teacher_dim = check_encoder(teacher, "teacher", samples)
         if dim != teacher_dim:

@@ -128,7 +128,8 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
             options["seeds"] = random.view_keys(keys, stream)
         with self.acceleration.for_views():
             views = self.views(images, **options)
-        return list(views) if isinstance(views, (list, tuple)) else [views]
+        views = views if isinstance(views, (list, tuple)) else [views]
+        return [ops.cast(view, "float32") for view in views]
 
     def embed(
         self, network: keras.Model, view: tf.Tensor, training: bool = False
@@ -387,16 +388,33 @@ def remember_image_size(
         views: the augmentation, see `seed_tf.SEED`.
         samples: its views of `noise_image`.
     """
+    known = _only_size(encoder) or hasattr(views, "crops")
     resized = samples[0].shape[1:3] != noise_image().shape[1:3]
-    if isinstance(encoder, Encoder) and (resized or hasattr(views, "crops")):
+    if isinstance(encoder, Encoder) and (known or resized):
         encoder.image_size = int(samples[0].shape[1])
 
 
-def noise_image() -> np.ndarray:
-    """Returns a batch of one image of noise, uint8 `[1, 64, 64, 3]`."""
+def noise_image(*models: keras.Model) -> np.ndarray:
+    """Returns a batch of one image of noise, uint8 `[1, H, W, 3]`.
+
+    Args:
+        *models: models that will see the image. Views need not resize it:
+            H and W are the size of the first model that takes one size only,
+            else 64.
+    """
+    sizes = (*map(_only_size, models), (64, 64))
+    height, width = next(filter(None, sizes))
     return np.random.default_rng(0).integers(
-        0, 256, (1, 64, 64, 3), dtype=np.uint8
+        0, 256, (1, height, width, 3), dtype=np.uint8
     )
+
+
+def _only_size(model):
+    """Returns (H, W) of a model that takes images of one size, else None."""
+    shape = getattr(getattr(model, "backbone", model), "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
+        return None
+    return shape[1:3]
 
 
 def _check_value_range(x):

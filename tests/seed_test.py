@@ -399,6 +399,31 @@ class KerasModelTest(parameterized.TestCase):
         for a, b in zip(results[0][1], results[1][1], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
+    def test_models_of_one_size_take_views_made_beforehand(self):
+        student, teacher = (
+            seed_tf.Encoder(
+                keras.Sequential(
+                    [
+                        keras.layers.Input((24, 24, 3)),
+                        keras.layers.Conv2D(4, 3, strides=2),
+                    ]
+                ),
+                embedding_dim=4,
+            )
+            for _ in range(2)
+        )
+        model = seed_tf.SEED(
+            student=student,
+            teacher=teacher,
+            views=keras.layers.Identity(),
+            queue_size=8,
+        )
+        self.assertEqual(student.image_size, 24)
+        model.compile(seed_tf.training.SGD(0.1))
+        views = random_images(8, 24)  # e.g. from the user's own pipeline
+        first = model.fit(views, batch_size=4, verbose=0).history["loss"]
+        self.assertTrue(np.isfinite(first))
+
     @pytest.mark.slow
     def test_student_and_teacher_may_have_views_of_their_own(self):
         images = random_images(8, size=6)

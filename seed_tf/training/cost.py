@@ -117,7 +117,8 @@ def of_step(
         targets_cached: whether targets come from a view cache.
     """
     other = getattr(model, "teacher", None) or model.momentum_encoder
-    samples = model.augment(noise_image(), model.step.value)
+    noise = noise_image(encoder, other)
+    samples = model.augment(noise, model.step.value)
     shapes = [(batch_size * len(v), *v.shape[1:]) for v in samples]
     queues = [q for q in model.state.values() if isinstance(q, EmbeddingQueue)]
     trained = forward_and_back(encoder, shapes, model.acceleration)
