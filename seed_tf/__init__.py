@@ -95,8 +95,23 @@ def _is_command_line() -> bool:
     return os.path.basename(program).startswith("seed-tf")
 
 
+def _check_backend() -> None:
+    """Raises ImportError unless Keras computes with TensorFlow."""
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend == "tensorflow" or "keras" in sys.modules:
+        # Keras may have been imported before, or read its keras.json.
+        backend = importlib.import_module("keras").backend.backend()
+    if backend != "tensorflow":
+        raise ImportError(
+            "seed_tf needs Keras with the TensorFlow backend. Received: "
+            f"{backend!r}. Set KERAS_BACKEND=tensorflow before Keras is first "
+            "imported."
+        )
+
+
 def _register_classes() -> None:
     """Imports the classes that Keras finds by name when it loads a file."""
+    _check_backend()
     modules = ("encoders", "encoders.classifier", "losses", "optimizers")
     for name in (*modules, "moco", "seed"):
         importlib.import_module(f"{__name__}.{name}")

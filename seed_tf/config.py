@@ -251,12 +251,13 @@ class RunConfig(ViewsConfig):
     def command_line(self) -> str:
         """Returns a command to paste into a shell.
 
-        The command names all settings that differ from the defaults.
+        The command names all settings that differ from the defaults. It does
+        not overwrite the run.
         """
         words = ["seed-tf", self.command]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value == field.default or field.name == "recipe":
+            if value == field.default or field.name in ("recipe", "overwrite"):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{'' if value else 'no'}{field.name}")

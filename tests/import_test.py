@@ -1,11 +1,12 @@
 """What `import seed_tf` loads, and what it leaves for later."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
 import keras
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 import seed_tf
 
@@ -14,16 +15,25 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOADED = """
 import sys
 import tensorflow, keras
+for name in ("fcntl", "resource"):  # Windows has neither
+    sys.modules[name] = None
 def packages():
     return {name.partition(".")[0] for name in sys.modules}
 before = packages()
 import seed_tf
 print("loaded", *sorted(packages() - before - sys.stdlib_module_names))
 print("lazy", seed_tf.views.__name__, "keras_cv" in sys.modules)
+import seed_tf.runs
+"""
+# TensorFlow must not even begin to load.
+OTHER_BACKEND = """
+import sys
+sys.modules["tensorflow.python"] = None
+import seed_tf
 """
 
 
-class ImportTest(absltest.TestCase):
+class ImportTest(parameterized.TestCase):
     def test_nothing_but_tensorflow_and_keras(self):
         done = subprocess.run(
             [sys.executable, "-c", LOADED],
@@ -35,6 +45,24 @@ class ImportTest(absltest.TestCase):
             done.stdout.splitlines(),
             ["loaded seed_tf", "lazy seed_tf.views True"],
             done.stderr[-2000:],
+        )
+
+    @parameterized.parameters(
+        (["-c", OTHER_BACKEND],), (["-m", "seed_tf", "report", "run"],)
+    )
+    def test_another_backend_is_refused(self, words):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={**os.environ, "KERAS_BACKEND": "jax"},
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(
+            done.stderr.splitlines()[-1],
+            "Error: seed_tf needs Keras with the TensorFlow backend. "
+            "Received: 'jax'. Set KERAS_BACKEND=tensorflow",
         )
 
     def test_names(self):

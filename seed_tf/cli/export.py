@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -86,13 +85,14 @@ class Run:
     def __init__(self, settings: Settings):
         from seed_tf.export.index import read_index
         from seed_tf.images import shorter_side
+        from seed_tf.io.files import read_json
 
         self.settings = settings
         folder = os.path.expanduser(settings.encoder)
         if not os.path.isdir(folder):
             folder = os.path.dirname(folder)
-        self.config = _read(os.path.join(folder, "config.json"))
-        self.summary = _read(os.path.join(folder, "summary.json"))
+        self.config = read_json(os.path.join(folder, "config.json"), {})
+        self.summary = read_json(os.path.join(folder, "summary.json"), {})
         self.size = settings.image_size or self.config.get("image_size")
         if not self.size:
             raise ValueError(
@@ -275,15 +275,6 @@ def some_files(run: Run) -> list[bytes]:
             f"No JPEG, PNG or WebP files in {run.settings.data_dir!r}."
         )
     return files
-
-
-def _read(path):
-    """Reads a JSON file of the run; {} without the file."""
-    try:
-        with open(path) as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return {}
 
 
 def run(call: Call[Settings]) -> None:

@@ -70,22 +70,21 @@ class Call(Generic[Settings]):
         default_factory=dict
     )
 
-    def words(self, *, without: Sequence[str] = ()) -> list[str]:
-        """Returns the command line after the program's name.
+    def words(self) -> list[str]:
+        """Returns the command line, after the program's name, that goes on.
 
-        Args:
-            without: names of flags to leave out.
+        The command line does not overwrite what this call has begun.
         """
         given = [
             text
             for name, texts in self.flags.items()
-            if name not in without
+            if name != "overwrite"
             for text in texts
         ]
         return [*self.command.split(), *self.arguments, *given]
 
     def line(self) -> str:
-        """Returns the command line to paste into a shell."""
+        """Returns the command line that goes on, to paste into a shell."""
         return shlex.join(["python", "-m", "seed_tf", *self.words()])
 
 

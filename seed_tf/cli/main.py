@@ -69,7 +69,11 @@ def run(words: Sequence[str]) -> int:
         usage = " ".join(["seed-tf", *named, "--help"])
         print(f"Error: {error}\nSee: {usage}", file=sys.stderr)
         return 1
-    _prepare()
+    try:
+        _prepare()
+    except ImportError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
     return _guarded(command, call)
 
 
@@ -125,9 +129,9 @@ def _prepare():
 
     Set environment variables for TensorFlow here, before its import.
     """
+    seed_tf._register_classes()
     import tensorflow as tf
 
-    seed_tf._register_classes()
     logging.use_absl_handler()
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # TensorFlow raises it
@@ -168,9 +172,5 @@ def _guarded(command, call):
 
 
 def _restart(call):
-    """Replaces this process by a new one, which waits for the lost worker.
-
-    The new process resumes the run: it must not overwrite the run.
-    """
-    words = call.words(without=["overwrite"])
-    os.execv(sys.executable, [sys.executable, "-m", "seed_tf", *words])
+    """Replaces this process by a new one, which waits for the lost worker."""
+    os.execv(sys.executable, [sys.executable, "-m", "seed_tf", *call.words()])

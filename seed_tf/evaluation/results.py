@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from seed_tf.io.files import atomic_write
+from seed_tf.io.files import atomic_write, differences, read_json
 from seed_tf.reporting import (
     figures,
     tables,
@@ -55,11 +55,7 @@ class Results:
         path = os.path.join(folder, "scores.json")
         remedy = "Choose another `output`, or remove them."
         try:
-            with open(path, encoding="utf-8") as file:
-                earlier = json.load(file)
-            scores, fingerprints, there = (
-                earlier[key] for key in ("scores", "fingerprints", "data")
-            )
+            earlier = read_json(path)
         except FileNotFoundError:
             if os.path.exists(os.path.join(folder, "results.json")):
                 raise ValueError(
@@ -67,16 +63,15 @@ class Results:
                     f"names their data. {remedy}"
                 ) from None
             return cls({}, data=data)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path!r} is damaged: {error!r}.") from error
-        if there != data:
-            different = "; ".join(
-                f"{key}: {there.get(key)!r} there, {value!r} here"
-                for key, value in data.items()
-                if there.get(key) != value
-            )
+        scores, fingerprints, there = (
+            earlier.get(key) for key in ("scores", "fingerprints", "data")
+        )
+        if not all(isinstance(x, dict) for x in (scores, fingerprints, there)):
+            raise ValueError(f"{path!r} is damaged: a part of it is missing.")
+        if different := differences(there, data):
             raise ValueError(
-                f"{folder!r} holds results on other data. {different}. {remedy}"
+                f"{folder!r} holds results on other data. "
+                f"{'; '.join(different)}. {remedy}"
             )
         return cls(scores, (), fingerprints, data)
 

@@ -6,8 +6,12 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from absl import logging
+
+from seed_tf.io.text import reason, shown
 
 
 @contextlib.contextmanager
@@ -67,16 +71,13 @@ def atomic_folder(path: str, unfinished: str | None = None) -> Iterator[str]:
 
 def flush(path: str) -> None:
     """Waits until a file, or the list of a folder's entries, is on disk."""
+    if os.name == "nt":  # Windows cannot open a folder, or flush to read
+        return
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def reason(error: BaseException) -> str:
-    """Returns what an error says, in one line without the file's name."""
-    return str(getattr(error, "strerror", None) or error).splitlines()[0]
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -97,20 +98,26 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 _REQUIRED = object()
 
 
-def read_json(path: str | os.PathLike[str], default: Any = _REQUIRED) -> Any:
+def read_json(
+    path: str | os.PathLike[str],
+    default: Any = _REQUIRED,
+    kind: type = dict,
+) -> Any:
     """Reads a JSON document.
 
     Args:
         path: file.
         default: what to return if there is no such file.
+        kind: type of the document, dict or list.
 
     Raises:
         FileNotFoundError: if there is no such file and no `default`.
-        ValueError: if the file is damaged. The message names it.
+        ValueError: if the file is damaged or holds another type. The message
+            names the file.
     """
     try:
-        with open(path) as file:
-            return json.load(file)
+        with open(path, "rb") as file:
+            return _parsed(file.read(), kind)
     except (FileNotFoundError, NotADirectoryError):
         if default is _REQUIRED:
             raise
@@ -119,20 +126,48 @@ def read_json(path: str | os.PathLike[str], default: Any = _REQUIRED) -> Any:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from error
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads a file with one JSON document a line; no file has no lines.
+def read_json_lines(
+    path: str | os.PathLike[str], numbers: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Reads a file with one JSON object a line; no file has no lines.
 
-    A last line that a killed process left unfinished is left out.
+    A damaged line is left out with a warning. A last line that a killed
+    process left unfinished is left out.
+
+    Args:
+        path: file.
+        numbers: keys that every line must have, with a number.
     """
     lines: list[dict[str, Any]] = []
-    if os.path.exists(path):
-        with open(path) as file:
-            for line in file:
-                try:
-                    lines.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
+    if not os.path.exists(path):
+        return lines
+    with open(path, "rb") as file:
+        for row, text in enumerate(file, 1):
+            try:
+                line = _parsed(text, dict)
+                for name in numbers:
+                    if not isinstance(line.get(name), (int, float)):
+                        raise ValueError(f"{name!r} is no number")
+                lines.append(line)
+            except ValueError as error:
+                if text.endswith(b"\n"):
+                    logging.warning(
+                        "Line %d of %r is damaged and left out: %s.",
+                        *(row, str(path), reason(error)),
+                    )
     return lines
+
+
+def _parsed(text, kind):
+    """Parses a JSON document of a type, or raises ValueError."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, kind):
+        names = {dict: "an object", list: "a list"}
+        raise ValueError(f"expected {names[kind]}, received {shown(content)}")
+    return content
 
 
 def as_json(content: Any) -> Any:
@@ -153,7 +188,11 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
     """
     if not (isinstance(there, dict) and isinstance(here, dict)):
         same = there == here
-        return [] if same else [f"{name}: {there!r} there, {here!r} here"]
+        return (
+            []
+            if same
+            else [f"{name}: {shown(there)} there, {shown(here)} here"]
+        )
     absent = "(absent)"
     return [
         difference

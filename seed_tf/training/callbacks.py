@@ -104,6 +104,11 @@ class Evaluate(keras.callbacks.Callback):
                 logs[name] = measure()
 
 
+def read_metrics(path: str) -> list[dict[str, Any]]:
+    """Reads the lines of a `MetricsLog`, without damaged lines."""
+    return read_json_lines(path, ("step", "seconds"))
+
+
 class MetricsLog(keras.callbacks.Callback):
     """Writes metrics to a file of JSON lines and to TensorBoard events.
 
@@ -139,7 +144,7 @@ class MetricsLog(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._step = int(self.model.step.numpy())
-        lines = read_json_lines(self._path)
+        lines = read_metrics(self._path)
         kept = [line for line in lines if line["step"] <= self._step]
         with atomic_write(self._path) as path, open(path, "w") as f:
             f.writelines(json.dumps(line) + "\n" for line in kept)

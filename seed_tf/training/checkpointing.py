@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from seed_tf.io.files import atomic_folder, reason
+from seed_tf.io.files import atomic_folder
+from seed_tf.io.text import reason
 from seed_tf.trainer import NOT_FINITE, Trainer
 
 _CHECKPOINT = re.compile(r"step-\d{9}")

@@ -12,7 +12,8 @@ from typing import Any
 
 import h5py
 
-from seed_tf.io.files import read_json, read_json_lines
+from seed_tf.io.files import read_json
+from seed_tf.training.callbacks import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +57,14 @@ def read_run(path: str, results: Iterable[Mapping[str, Any]] = ()) -> Run:
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path!r} is no folder of a run: it does not exist.")
-    config = _json(os.path.join(path, "config.json"), {})
-    if not isinstance(config, dict) or "launcher" not in config:
+    config = read_json(os.path.join(path, "config.json"), {})
+    if "launcher" not in config:
         raise ValueError(
             f"{path!r} is no folder of a run: it has no config.json of a "
             "distillation or a pretraining."
         )
-    lines = read_json_lines(os.path.join(path, "metrics.jsonl"))
-    if not lines or not all("step" in line for line in lines):
+    lines = read_metrics(os.path.join(path, "metrics.jsonl"))
+    if not lines:
         raise ValueError(
             f"The run in {path!r} has no metrics.jsonl, or nothing in it. A "
             "run writes it during its first epoch."
@@ -81,7 +82,7 @@ def read_run(path: str, results: Iterable[Mapping[str, Any]] = ()) -> Run:
         path=path,
         config=config,
         lines=lines,
-        summary=_json(os.path.join(path, "summary.json"), {}),
+        summary=read_json(os.path.join(path, "summary.json"), {}),
         parameters=_parameters(os.path.join(path, "backbone.keras")),
         results=of_run,
     )
@@ -93,10 +94,8 @@ def read_results(path: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: if the file is not of an evaluation.
     """
-    rows = _json(path, [])
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and "encoder" in row for row in rows
-    ):
+    rows = read_json(path, [], list)
+    if not all(isinstance(row, dict) and "encoder" in row for row in rows):
         raise ValueError(f"{path!r} is no results.json of an evaluation.")
     return rows
 
@@ -104,13 +103,6 @@ def read_results(path: str) -> list[dict[str, Any]]:
 def _encoders(path: str) -> list[str]:
     names = ("", "student.keras", "backbone.keras")
     return [os.path.join(path, name).rstrip(os.sep) for name in names]
-
-
-def _json(path: str, default: Any) -> Any:
-    try:
-        return read_json(path, default)
-    except OSError as error:
-        raise ValueError(f"{path!r} is damaged: {error}") from error
 
 
 def _parameters(path: str) -> int | None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from seed_tf.io.files import read_json_lines
 from seed_tf.io.units import duration
 from seed_tf.reporting import figures, pages, tables
+from seed_tf.training.callbacks import read_metrics
 from seed_tf.training.run_folder import RunFolder
 
 CURVES = {  # labels by metric, in the order of the panels
@@ -51,7 +51,7 @@ def write_run_report(
     Raises:
         OSError: if the page cannot be written.
     """
-    lines = read_json_lines(folder.file("metrics.jsonl"))
+    lines = read_metrics(folder.file("metrics.jsonl"))
     if not lines:
         return
     history = history_of(lines)
@@ -62,7 +62,7 @@ def write_run_report(
     sections: list[tuple] = [
         (
             "State",
-            f"Step {last['step']:,}, epoch {last['epoch']:.2f}, after "
+            f"Step {last['step']:,}, epoch {last.get('epoch', 0):.2f}, after "
             f"{duration(last['seconds'])} of training.",
             tables.table(
                 [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import pathlib
 import platform
-import resource
+import sys
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,7 +24,11 @@ def disk_needed(checkpoints: Checkpoints, encoder: keras.Model) -> int:
 
 def peak_memory() -> int:
     """Returns the peak bytes of the process and of all GPUs."""
-    used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = 0
+    with contextlib.suppress(ImportError):  # Windows
+        resource: Any = importlib.import_module("resource")
+        unit = 1 if sys.platform == "darwin" else 1024
+        used = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for gpu in tf.config.list_logical_devices("GPU"):
         used += tf.config.experimental.get_memory_info(gpu.name)["peak"]
     return used

@@ -8,9 +8,13 @@ from typing import Any
 
 import keras
 
-from seed_tf.io.files import read_json_lines
 from seed_tf.training import cost, devices
-from seed_tf.training.callbacks import Evaluate, MetricsLog, Progress
+from seed_tf.training.callbacks import (
+    Evaluate,
+    MetricsLog,
+    Progress,
+    read_metrics,
+)
 from seed_tf.training.checkpointing import Checkpoints
 from seed_tf.training.resources import disk_needed, machine
 from seed_tf.training.run_folder import EncoderFiles, RunFolder
@@ -78,7 +82,7 @@ def train(
     if folder.chief and not step:
         folder.check_space(disk_needed(checkpoints, encoder))
     metrics = folder.file("metrics.jsonl")
-    lines = [x for x in read_json_lines(metrics) if x["step"] <= step]
+    lines = [x for x in read_metrics(metrics) if x["step"] <= step]
     best = Best(monitor, patience, lines)
     if step and folder.chief:
         log(f"Going on after step {step} of {total}.")
@@ -94,7 +98,7 @@ def train(
             "flops_per_step": flops,
             "encoder_of_step": best.step or step,
             **({monitor: best.value} if best.step else {}),
-            "last": (read_json_lines(metrics) or [{}])[-1],
+            "last": (read_metrics(metrics) or [{}])[-1],
             **(summary() if summary else {}),
             "machine": machine(),
         }

@@ -64,8 +64,8 @@ def build(
         views_per_image: positive int, V.
         seed: int, of the views.
         teacher_precision: "float32" or "bfloat16", in which a copy of the
-            teacher computes; None for what `SEED` does by default at the
-            paper's temperature, 0.01, see
+            teacher computes; None for that of a cache to go on with, else for
+            what `SEED` does by default at the paper's temperature, 0.01, see
             `acceleration.precision.default_teacher_precision`.
         batch_size: positive int, views run at a time, if V is no larger.
         log: function of one str, a line about size, time or progress.
@@ -92,8 +92,13 @@ def build(
     images = 2 ** (max(1, batch_size // views_per_image).bit_length() - 1)
     images = min(images, cache.SHARD)
     path = os.path.abspath(os.path.expanduser(path))
+    # A cache goes on, also on another machine, in the precision it began with.
     teacher_precision = (
-        teacher_precision or precision.default_teacher_precision(0.01)
+        teacher_precision
+        or read_json(os.path.join(path, cache.CONFIG), {}).get(
+            "teacher_precision"
+        )
+        or precision.default_teacher_precision(0.01)
     )
     corrupt = data.pop("corrupt", None)
     images_of = datasets.describe(name, views=views, **data)

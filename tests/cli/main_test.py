@@ -142,6 +142,8 @@ class EndsTest(parameterized.TestCase):
             printed, "Stopped. The same.*\n.*seed_tf report 'a b' --output=o"
         )
         self.assertEqual(self.end(KeyboardInterrupt, 130), "")
+        printed = self.end(stop, 143, "pretrain", "--overwrite", "--output=o")
+        self.assertEndsWith(printed, "seed_tf pretrain --output=o\n")
         printed = self.end(
             *(KeyboardInterrupt, 130, "cache", "--teacher=t", "--output=o")
         )

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -57,6 +59,32 @@ class FilesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "x.json' is damaged"):
             files.read_json(self.path, {})
 
+    @parameterized.parameters(
+        ("[1]", "expected an object, received \\[1\\]"),
+        ("{" * 9, "Expecting property name"),
+        ("[" * 100_000, "nested too deeply"),
+        (b"\xff\xfe{", "truncated data"),
+        (f'"{"x" * 100_000}"', "received 'x+…x+'$"),
+    )
+    def test_a_foreign_document_is_named(self, text, message):
+        text = text.encode() if isinstance(text, str) else text
+        pathlib.Path(self.path).write_bytes(text)
+        with self.assertRaisesRegex(ValueError, f"x.json' is dam.*{message}"):
+            files.read_json(self.path, {})
+
+    def test_a_damaged_line_is_left_out_alone(self):
+        lines = [
+            *('{"step": 1}', '{"step": 2', "\xff", "[3]", '{"step": "4"}'),
+            *('{"epoch": 5}', '{"step": 6}', '{"step'),
+        ]
+        pathlib.Path(self.path).write_bytes("\n".join(lines).encode("latin-1"))
+        with self.assertLogs(level="WARNING") as logs:
+            found = files.read_json_lines(self.path, ["step"])
+        self.assertEqual(found, [{"step": 1}, {"step": 6}])
+        self.assertLen(logs.output, 5)
+        for row, line in enumerate(logs.output, 2):
+            self.assertRegex(line, f"Line {row} of '.*x.json' is damaged")
+
     def test_differences_of_documents(self):
         there = {"a": 1, "b": {"c": 2, "d": 3}}
         here = {"a": 1, "b": {"c": 4, "d": 3}, "e": None}
@@ -80,6 +108,32 @@ class FilesTest(parameterized.TestCase):
             locks.folder_lock(self.path),
         ):
             pass
+        self.assertEqual(os.listdir(self.folder), ["x.json"])
+
+    def test_a_killed_process_leaves_no_lock(self):
+        script = (
+            "import sys; sys.argv[0] = 'seed-tf'\n"  # loads no TensorFlow
+            "from seed_tf.io import locks\n"
+            "with locks.folder_lock(sys.argv[1]):\n"
+            "    print('locked', flush=True); input()"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, self.folder],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with process:
+            process.stdout.readline()
+            with (
+                self.assertRaisesRegex(ValueError, "Another process"),
+                locks.folder_lock(self.folder),
+            ):
+                pass
+            process.kill()
+        with locks.folder_lock(self.folder):
+            pass
+        self.assertEmpty(os.listdir(self.folder))
 
     def test_a_missing_package_names_its_extra(self):
         with (

@@ -1,7 +1,6 @@
 """Index and search of images: values, updates, crashes, and the server."""
 
 import concurrent.futures
-import fcntl
 import http.client
 import io
 import json
@@ -34,6 +33,7 @@ from PIL import Image
 import seed_tf
 from seed_tf import search
 from seed_tf.evaluation.features import embedder
+from seed_tf.io import locks
 from seed_tf.search import building, server, vectors
 from seed_tf.search.drawing import draw
 from seed_tf.search.image_files import (
@@ -330,11 +330,10 @@ class BuildTest(Folder):
             search.Index(self.index)
 
     def test_one_process_at_a_time(self):
-        os.makedirs(self.index)
-        descriptor = os.open(self.index, os.O_RDONLY)
-        self.addCleanup(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with self.assertRaisesRegex(ValueError, "Another process is writing"):
+        with (
+            locks.folder_lock(self.index),
+            self.assertRaisesRegex(ValueError, "Another process is writing"),
+        ):
             self.build()
 
     def test_full_disk(self):

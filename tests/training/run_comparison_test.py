@@ -109,11 +109,23 @@ class ReadTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 finished_run.read_run(path)
 
+    def test_a_damaged_line_hides_no_other(self):
+        path = write(self.folder, "a")
+        file = pathlib.Path(path, "metrics.jsonl")
+        first, last = file.read_text().splitlines()
+        file.write_text(f"{first}\n{first[:20]}\n{last}\n")
+        with self.assertLogs(level="WARNING") as logs:
+            self.assertEqual(finished_run.read_run(path).last("loss"), 2.5)
+        self.assertIn("Line 2 of", logs.output[0])
+
     @parameterized.parameters(
         ("config.json", "{", "config.json' is damaged"),
         ("summary.json", "{", "summary.json' is damaged"),
         ("results.json", "{", "results.json' is damaged"),
+        ("config.json", "[1]", "config.json' is damaged: expected an object"),
+        ("summary.json", "[1]", "summary.json' is damaged: expected an object"),
         ("results.json", "[1]", "results.json' is no results.json of"),
+        ("results.json", "{}", "results.json' is damaged: expected a list"),
         ("backbone.keras", "{", "backbone.keras' is damaged"),
     )
     def test_damaged_files(self, name, content, message):

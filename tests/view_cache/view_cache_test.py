@@ -435,6 +435,19 @@ class ViewCacheTest(parameterized.TestCase):
             build(path, self.data, teacher=self.teacher)
         self.assertEmpty(os.listdir(path))
 
+    def test_it_goes_on_in_the_precision_it_began_with(self):
+        with mock.patch.object(
+            *(building.precision, "default_teacher_precision"),
+            return_value="bfloat16",
+        ):
+            built = build(
+                self.copy(),
+                self.data,
+                teacher=self.teacher,
+                teacher_precision=None,
+            )
+        self.assertEqual(built.config["teacher_precision"], "float32")
+
     def test_one_process_at_a_time(self):
         path = self.copy()
         with (
