@@ -7,7 +7,51 @@ breaks meanwhile.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+
 import keras
+import tensorflow as tf
+
+_limiting = threading.RLock()
+
+
+@contextlib.contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Limits the variables that this thread makes within the context.
+
+    The config of a strange file is built within it: Keras allocates the
+    variables of a layer as soon as it reads the layer.
+
+    Args:
+        size: int, bytes of all new variables together.
+
+    Raises:
+        ValueError: before a variable is allocated that exceeds `size`.
+    """
+    variable = keras.Variable
+    initialize = variable._initialize_with_initializer
+    thread, made = threading.get_ident(), 0
+
+    def counted(self, initializer):
+        nonlocal made
+        if threading.get_ident() == thread:
+            made += math.prod(self._shape) * tf.as_dtype(self._dtype).size
+            if made > size:
+                raise ValueError(
+                    f"Its layers ask for {made:,} bytes or more, and its "
+                    f"weights have at most {size:,}."
+                )
+        return initialize(self, initializer)
+
+    with _limiting:
+        variable._initialize_with_initializer = counted
+        try:
+            yield
+        finally:
+            variable._initialize_with_initializer = initialize
 
 
 def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:

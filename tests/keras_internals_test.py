@@ -22,6 +22,19 @@ class Nested(keras.layers.Layer):
 
 
 class KerasInternalsTest(absltest.TestCase):
+    def test_at_most(self):
+        """Breaks: the limit on what the config of a file may allocate."""
+        with keras_internals.at_most(3 * 5 * 4 + 5 * 4):
+            made = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
+        self.assertEqual(made.count_params(), 20)
+        with (
+            keras_internals.at_most(10**6),
+            self.assertRaisesRegex(ValueError, "4,000,000,000,000 bytes"),
+        ):
+            layer = keras.layers.Dense(10**6, use_bias=False)
+            keras.Sequential([keras.Input((10**6,)), layer])
+        keras.layers.Dense(5).build((3,))  # as before
+
     def test_all_layers(self):
         """Breaks: acceleration, shuffled and synchronised BatchNorm."""
         nested = Nested()

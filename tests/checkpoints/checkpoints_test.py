@@ -1,5 +1,6 @@
 """Loading trained encoders: what comes back, and what is refused."""
 
+import json
 import os
 import pickle
 import struct
@@ -21,6 +22,8 @@ from helpers.published import (
 
 import seed_tf
 from seed_tf.checkpoints import layouts, loading, torch_files
+from seed_tf.encoders.resnet import resnet
+from seed_tf.evaluation import protocols
 
 try:
     import torch
@@ -29,6 +32,12 @@ try:
     from seed_tf.conversion import torch_networks
 except ImportError:
     torch = None
+
+
+def tiny_moco():
+    return seed_tf.MoCo(
+        tiny_encoder(), views=keras.layers.Identity(), queue_size=8
+    )
 
 
 class KerasFilesTest(parameterized.TestCase):
@@ -65,6 +74,89 @@ class KerasFilesTest(parameterized.TestCase):
             f.truncate(os.path.getsize(path) // 2)
         with self.assertRaisesRegex(ValueError, "teacher.keras.*cannot be"):
             seed_tf.checkpoints.load_encoder(path)
+
+    def refused(self, path, pattern):
+        with self.assertRaisesRegex(ValueError, pattern):
+            seed_tf.checkpoints.load_encoder(path)
+
+    def test_a_backbone_alone(self):
+        """It does not normalise images, so its features would be others."""
+        folder = self.create_tempdir().full_path
+        path = os.path.join(folder, "resnet.keras")
+        network = resnet(
+            "tiny", depths=(1, 1, 1, 1), width=2, stem="imagenet"
+        )
+        network.save(path)
+        self.refused(path, "backbone alone.*seed_tf.Encoder")
+        with self.assertRaisesRegex(ValueError, "backbone alone"):
+            protocols.load_encoder(path)  # the one of evaluate and detect
+        whole = seed_tf.Encoder(network, head=None)
+        whole.save(os.path.join(folder, "student.keras"))
+        whole.save(os.path.join(folder, "net.keras"))
+        # A backbone of the user's, known by the encoder beside it.
+        for name, right in (
+            ("backbone.keras", "student.keras"),
+            ("net_backbone.keras", "net.keras"),
+        ):
+            path = os.path.join(folder, name)
+            tiny_encoder().backbone.save(path)
+            self.refused(path, f"backbone alone.*Load '.*{right}'")
+        self.assertIsNone(seed_tf.checkpoints.load_encoder(folder).head)
+        # One that normalises is a network like any other.
+        images = keras.Input((None, None, 3))
+        scaled = keras.layers.Rescaling(1 / 127.5, -1)(images)
+        normalised = keras.models.clone_model(network)
+        path = os.path.join(folder, "other.keras")
+        outputs = normalised(scaled)
+        keras.Model(images, outputs).save(path)
+        self.assertEqual(
+            seed_tf.checkpoints.load_encoder(path).output_shape[-1], 16
+        )
+
+    @parameterized.parameters(np.nan, -np.inf)
+    def test_values(self, value):
+        path = os.path.join(self.create_tempdir(), "teacher.keras")
+        encoder = tiny_encoder()
+        encoder.head.layers[-1].bias.assign([0, value] + 6 * [0])
+        encoder.save(path)
+        self.refused(path, r"bias' \(8,\) has 1 values that are NaN")
+
+    def test_bombs(self):
+        folder = self.create_tempdir().full_path
+        path = os.path.join(folder, "teacher.keras")
+        tiny_encoder().save(path)
+        with zipfile.ZipFile(path) as archive:
+            entries = {x: archive.read(x) for x in archive.namelist()}
+        config = entries["config.json"]
+
+        def write(**changed):
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, data in {**entries, **changed}.items():
+                    archive.writestr(name, data)
+
+        with mock.patch.object(
+            keras.saving, "load_model", side_effect=AssertionError
+        ):
+            write(**{"config.json": config + b" " * 2**26})
+            self.refused(path, "config of at most 33,554,432 bytes.*67,")
+            write(**{"assets/a": bytes(2**27)})
+            self.refused(path, "entries declare 134,")
+            for layer, message in (
+                (keras.layers.Dense(3), "keras.Model.*'Dense'"),
+                (tiny_moco(), "whole seed_tf>MoCo"),
+            ):
+                made = keras.saving.serialize_keras_object(layer)
+                write(**{"config.json": json.dumps(made)})
+                self.refused(path, message)
+            write(**{"config.json": b"[]"})
+            self.refused(path, "Expected the config of a model")
+        # A layer of terabytes, in the config alone.
+        huge = config.replace(b'"filters": 4', b'"filters": 100000000000')
+        self.assertNotEqual(huge, config)
+        write(**{"config.json": huge})
+        self.refused(path, "layers ask for 10,800,000,000,000 bytes")
+        write(**{"config.json": b'{"config":' * 10**5})
+        self.refused(path, "teacher.keras' cannot be loaded")
 
     def test_an_unknown_source(self):
         with self.assertRaisesRegex(ValueError, "source='dino'"):
