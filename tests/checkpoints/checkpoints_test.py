@@ -83,9 +83,7 @@ class KerasFilesTest(parameterized.TestCase):
         """It does not normalise images, so its features would be others."""
         folder = self.create_tempdir().full_path
         path = os.path.join(folder, "resnet.keras")
-        network = resnet(
-            "tiny", depths=(1, 1, 1, 1), width=2, stem="imagenet"
-        )
+        network = resnet("tiny", depths=(1, 1, 1, 1), width=2, stem="imagenet")
         network.save(path)
         self.refused(path, "backbone alone.*seed_tf.Encoder")
         with self.assertRaisesRegex(ValueError, "backbone alone"):
