@@ -31,27 +31,29 @@ def random_images(case, batches=8):
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def model(case, precision="float32", views=None, **options):
+def model(case, precision="auto", views=None, hardware=None, **options):
     """A compiled `seed_tf.SEED` of networks with random weights.
 
     Args:
         case: `Case`.
-        precision: str, the student's Keras policy.
+        precision: str, in which the student trains, as `Plan.student_policy`.
         views: as SEED takes them; by default `as_they_are`.
+        hardware: `Hardware`, by default this machine's.
         **options: further ones of SEED.
     """
     import keras
 
     import seed_tf
+    from seed_tf.acceleration import Plan
+    from seed_tf.acceleration import hardware as machine
 
+    if hardware or precision != "auto":
+        plan = Plan(hardware or machine.current(), precision)
+        options["acceleration"] = plan
     keras.utils.set_random_seed(0)
-    teacher = seed_tf.Encoder(case.teacher)
-    keras.mixed_precision.set_global_policy(precision)
-    student = seed_tf.Encoder(case.student)
-    keras.mixed_precision.set_global_policy("float32")
     seed = seed_tf.SEED(
-        student=student,
-        teacher=teacher,
+        teacher=seed_tf.Encoder(case.teacher),
+        student=seed_tf.Encoder(case.student),
         views=views or as_they_are,
         queue_size=case.queue_size,
         **options,

@@ -56,7 +56,9 @@ def work(case, patches=None, patch=None):
     if patches:
         small = views.small_patches(patch)
         see = views.multi_crop(see, small, num_small=patches)
-    fit_in_turns(model(case, views=see), random_images(case, batches=2))
+    fit_in_turns(
+        model(case, "float32", views=see), random_images(case, batches=2)
+    )
 
 
 def measure(dimension):

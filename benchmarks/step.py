@@ -236,7 +236,7 @@ def check(case, steps=3):
 
     from benchmarks import torch_seed
 
-    ours = model(case, teacher_precision="float32")
+    ours = model(case, "float32", teacher_precision="float32")
     for layer in ours.student.backbone.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0

@@ -89,7 +89,6 @@ SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 def write_steps(folder):
     import seed_tf
-    from seed_tf.acceleration import Plan
     from seed_tf.training import cost
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ def write_steps(folder):
                 teacher_precision=precision.removeprefix("mixed_"),
             )
             here = build()
-            there = build(acceleration=Plan(hlo_step.gpu()))
+            there = build(hardware=hlo_step.gpu())
             flops = cost.of_step(
                 there, encoder=there.student, batch_size=case.batch
             ).flops

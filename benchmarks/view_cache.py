@@ -52,9 +52,8 @@ def work(case, cached, view):
     import seed_tf
 
     case = Case(*case)
-    precision = seed_tf.acceleration.precision.default_student_policy()
     layers = seed_tf.views.moco_v2(case.size).layers if view else []
-    seed = model(case, precision, views=seed_tf.views.View(layers))
+    seed = model(case, views=seed_tf.views.View(layers))
     images = random_images(case)
     if not cached:
         return fit_in_turns(seed, images)

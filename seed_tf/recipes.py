@@ -170,6 +170,7 @@ def build(
         "views": views,
         "queue_size": config.queue_size,
         "seed": config.seed,
+        "acceleration": _acceleration(config.precision),
     }
     if isinstance(config, PretrainConfig):
         network = backbone(config.encoder, stem=config.stem)
@@ -203,6 +204,17 @@ def build(
         same_view=config.same_view,
         **shared,
     )
+
+
+def _acceleration(policy):
+    """Returns the argument `acceleration` for a setting `precision`."""
+    from seed_tf.acceleration import Plan
+
+    if policy == "auto":
+        return "auto"
+    if policy == "mixed_float16":  # the layers have this policy from Keras
+        policy = "float32"
+    return Plan(student_policy=policy)
 
 
 def difference(teacher: keras.Model, expected: Teacher) -> str | None:

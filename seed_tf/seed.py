@@ -62,7 +62,8 @@ class SEED(Trainer):
             precision of the teacher's copy that gives the targets.
         acceleration: "auto" for training steps made for this machine, a
             `seed_tf.acceleration.Plan`, or None for plain Keras. It changes
-            results by rounding only and is in force in training steps only.
+            results by rounding only and is in force in training steps only:
+            a float32 student may train in bfloat16, and stays float32.
             `str(model.acceleration)` says what it replaces.
         seed: int. Views and dropout are functions of it and the step.
 

@@ -264,16 +264,14 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
         kwargs.setdefault("shuffle", not isinstance(x, _DATASETS))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [StopAtNaN(), *tf.nest.flatten(callbacks or [])]
-        if self.train_function is not None:
-            self.acceleration.update()  # the teacher's weights may have changed
-        return super().fit(
-            x, y, batch_size, epochs, verbose, callbacks, **kwargs
-        )
+        with self.acceleration.updated():
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, **kwargs
+            )
 
     def evaluate(self, *args, **kwargs):
-        if self.test_function is not None:
-            self.acceleration.update()
-        return super().evaluate(*args, **kwargs)
+        with self.acceleration.updated():
+            return super().evaluate(*args, **kwargs)
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:

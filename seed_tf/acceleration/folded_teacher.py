@@ -11,31 +11,9 @@ from absl import logging
 from keras import ops
 
 from seed_tf import keras_internals
-from seed_tf.acceleration import convolutions, patching, precision
+from seed_tf.acceleration import convolutions, precision
 from seed_tf.acceleration import hardware as machine
 from seed_tf.encoders.encoder import Encoder
-
-# Layers that may compute in 16 bits between images in float32 and features in
-# float32. Others, such as a network's own normalisation of images, may not.
-_SAFE_IN_16_BITS = (
-    keras.layers.Activation,
-    keras.layers.Add,
-    keras.layers.AveragePooling2D,
-    keras.layers.BatchNormalization,
-    keras.layers.Concatenate,
-    keras.layers.Conv2D,
-    keras.layers.Dense,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.Dropout,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.Identity,
-    keras.layers.InputLayer,
-    keras.layers.MaxPooling2D,
-    keras.layers.Multiply,
-    keras.layers.ReLU,
-    keras.layers.Reshape,
-    keras.layers.ZeroPadding2D,
-)
 
 
 class FoldedTeacher:
@@ -88,7 +66,7 @@ class FoldedTeacher:
             self._copy, self._whole = None, model
             self.dtype = model.compute_dtype
             return
-        shorter = dtype != "float32" and _stands(network, dtype)
+        shorter = dtype != "float32" and precision.stands_16_bits(network)
         self._pairs = _pairs(network)
         with precision.no_16_bits():
             self._copy = self._whole = _clone(
@@ -143,36 +121,11 @@ class _Nothing(keras.layers.Layer):
 
 def _functional(model):
     """Returns a model that can be cloned layer by layer, or None."""
-    if any(map(patching.is_patched, keras_internals.all_layers(model))):
+    if not precision.is_functional(model):
         return None  # a clone would lose methods of single layers
     if isinstance(model, keras.Sequential):
-        if not model.built:
-            return None
         return keras.Model(model.inputs[0], model.outputs[0])
-    inputs = keras.Input((1,))
-    functional = type(keras.Model(inputs, inputs))
-    # A subclass may have a `call` of its own.
-    return model if type(model).call is functional.call else None
-
-
-def _stands(network, dtype):
-    """Whether a network in float32 may compute in a shorter type."""
-    for layer in network.layers:
-        if (
-            type(layer) not in _SAFE_IN_16_BITS
-            or layer.dtype_policy.name != "float32"
-        ):
-            logging.info(
-                "%s keeps its precision: its layer %s (%s, %s) might not "
-                "stand %s.",
-                network.name,
-                layer.name,
-                type(layer).__name__,
-                layer.dtype_policy.name,
-                dtype,
-            )
-            return False
-    return True
+    return model
 
 
 def _pairs(network):

@@ -33,6 +33,13 @@ class Plan:
 
     Attributes:
         hardware: `Hardware`, by default this machine's.
+        student_policy: "mixed_bfloat16" to train float32 networks in
+            bfloat16, "float32" to train them as they are, or "auto" for the
+            faster on the hardware, which the attribute then holds. Networks
+            with a layer of another Keras policy train as they are.
+
+    Raises:
+        ValueError: if `student_policy` has another value.
 
     Example:
 
@@ -45,18 +52,32 @@ class Plan:
     hardware: machine.Hardware = dataclasses.field(
         default_factory=machine.current
     )
+    student_policy: str = "auto"
 
-    @property
-    def student_policy(self) -> str:
-        """Keras dtype policy by which a student trains fastest."""
-        return precision.default_student_policy(self.hardware)
+    def __post_init__(self):
+        policy = self.student_policy
+        if policy == "auto":
+            policy = precision.default_student_policy(self.hardware)
+        if policy not in ("float32", "mixed_bfloat16"):
+            raise ValueError(
+                '`student_policy` must be "auto", "float32" or '
+                '"mixed_bfloat16". Set others by '
+                "keras.config.set_dtype_policy before you build the student. "
+                f"Received: student_policy={policy!r}."
+            )
+        object.__setattr__(self, "student_policy", policy)
 
     def get_config(self) -> dict:
-        return dataclasses.asdict(self.hardware)
+        return {
+            **dataclasses.asdict(self.hardware),
+            "student_policy": self.student_policy,
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> Plan:
-        return cls(machine.Hardware(**config))
+        hardware = dict(config)
+        policy = hardware.pop("student_policy", "auto")
+        return cls(machine.Hardware(**hardware), policy)
 
 
 class Acceleration:
@@ -85,12 +106,18 @@ class Acceleration:
                 f"Received: acceleration={plan!r}."
             )
         self.plan = plan
-        self._networks: list[keras.Model] = []
+        # Layers to train in 16 bits, by network.
+        self._networks: dict[keras.Model, list[keras.layers.Layer]] = {}
         self._teacher: FoldedTeacher | None = None
+        self._updates_held = 0
 
     def add(self, network: keras.Model) -> None:
-        """Notes a network that the training step calls, for `str`."""
-        self._networks.append(network)
+        """Notes a built network that the training step calls."""
+        self._networks[network] = (
+            precision.layers_for_16_bits(network)
+            if self.plan and self.plan.student_policy != "float32"
+            else []
+        )
 
     def fold(
         self,
@@ -129,8 +156,21 @@ class Acceleration:
 
     def update(self) -> None:
         """Folds the teacher again, whose weights may have changed."""
-        if self._teacher is not None:
+        if self._teacher is not None and not self._updates_held:
             self._teacher.update()
+
+    @contextlib.contextmanager
+    def updated(self) -> Iterator[None]:
+        """Folds the teacher again, and not once more within the context.
+
+        A validation within `fit` need not fold the teacher.
+        """
+        self.update()
+        self._updates_held += 1
+        try:
+            yield
+        finally:
+            self._updates_held -= 1
 
     @property
     def variables(self) -> list:
@@ -142,9 +182,13 @@ class Acceleration:
         """Within the context, the layers of `network` compute faster.
 
         Layers with a `call` or `convolution_op` of their own stay as they
-        are. The context may be nested.
+        are, and a network that is not `add`ed keeps its precision. The
+        context may be nested.
         """
-        with patching.replaced(self._replacements(network)):
+        with (
+            patching.replaced(self._policies(network)),
+            patching.replaced(self._replacements(network)),
+        ):
             yield
 
     def for_views(self) -> contextlib.AbstractContextManager:
@@ -152,6 +196,12 @@ class Acceleration:
         if self.plan is None:
             return contextlib.nullcontext()
         return machine.assume(self.plan.hardware)
+
+    def _policies(self, network):
+        """Yields (layer, "dtype_policy", policy)."""
+        for layer in self._networks.get(network, ()):
+            policy = keras.DTypePolicy(self.plan.student_policy)
+            yield layer, "dtype_policy", policy
 
     def _replacements(self, network):
         """Yields (layer, name of its method, function)."""
@@ -165,19 +215,27 @@ class Acceleration:
     def __str__(self):
         if self.plan is None:
             return "none, plain Keras"
-        counts = collections.Counter(
-            type(layer).__name__
-            for network in self._networks
-            for layer, *_ in self._replacements(network)
-        )
+        counts, dtypes = collections.Counter(), set()
+        for network in self._networks:
+            with patching.replaced(self._policies(network)):
+                for layer, *_ in self._replacements(network):
+                    counts[type(layer).__name__] += 1
+                dtypes |= _compute_dtypes(network)
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
         parts = [
-            "faster kernels in training for "
-            + (
-                ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
-                or "no layer"
-            )
+            f"training in {' and '.join(sorted(dtypes))} with faster kernels "
+            f"for {kinds or 'no layer'}"
         ]
         if self._teacher is not None:
             how = "folded" if self._teacher.folded else "as it is"
             parts.append(f"teacher {how} in {self._teacher.dtype}")
         return "; ".join([*parts, f"for {self.plan.hardware}"])
+
+
+def _compute_dtypes(network):
+    """Returns in which types the layers with weights compute, a set."""
+    return {
+        layer.compute_dtype
+        for layer in all_layers(network)
+        if layer.weights and not isinstance(layer, keras.Model)
+    }

@@ -6,12 +6,38 @@ import contextlib
 from collections.abc import Iterator
 
 import keras
+from absl import logging
 
 from seed_tf import keras_internals
 from seed_tf.acceleration import hardware as machine
+from seed_tf.acceleration import patching
+from seed_tf.encoders.encoder import Encoder
+from seed_tf.grouped_batch_norm import GroupedBatchNormalization
 
 # At a lower temperature, rounding a cosine to 16 bits moves the softmax.
 _SHARPEST = 0.01
+
+# Layers that may compute in 16 bits between images in float32 and features in
+# float32. Others, such as a network's own normalisation of images, may not.
+_SAFE_IN_16_BITS = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.AveragePooling2D,
+    keras.layers.BatchNormalization,
+    keras.layers.Concatenate,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Dropout,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Identity,
+    keras.layers.InputLayer,
+    keras.layers.MaxPooling2D,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+    keras.layers.Reshape,
+    keras.layers.ZeroPadding2D,
+)
 
 
 def default_student_policy(hardware: machine.Hardware | None = None) -> str:
@@ -49,6 +75,57 @@ def default_teacher_precision(
     hardware = hardware or machine.current()
     sharp = teacher_temperature < _SHARPEST
     return "bfloat16" if hardware.bfloat16 and not sharp else "float32"
+
+
+def layers_for_16_bits(network: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the layers of a trained network that may compute in 16 bits.
+
+    Between images and embeddings in float32 these are all layers or none.
+    There are none if a layer has another precision than float32, which its
+    owner chose, or if a layer may be unsafe in 16 bits.
+
+    Args:
+        network: an `Encoder`, of which the backbone and the head count, or a
+            functional or sequential keras.Model.
+    """
+    parts = [network]
+    if isinstance(network, Encoder):
+        parts = [x for x in (network.backbone, network.head) if x is not None]
+    if not all(is_functional(x) and stands_16_bits(x) for x in parts):
+        return []
+    return [layer for part in parts for layer in part.layers]
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Whether a model is nothing but a graph of its layers.
+
+    A subclass may have a `call` of its own, and so may a single layer.
+    """
+    if any(map(patching.is_patched, keras_internals.all_layers(model))):
+        return False
+    if isinstance(model, keras.Sequential):
+        return model.built
+    inputs = keras.Input((1,))
+    return type(model).call is type(keras.Model(inputs, inputs)).call
+
+
+def stands_16_bits(network: keras.Model) -> bool:
+    """Whether a functional network in float32 may compute in 16 bits."""
+    for layer in network.layers:
+        kind, policy = type(layer), layer.dtype_policy.name
+        if issubclass(kind, GroupedBatchNormalization):
+            kind = kind.__bases__[-1]
+        if kind not in _SAFE_IN_16_BITS or policy != "float32":
+            logging.info(
+                "%s keeps its precision: its layer %s (%s, %s) might not "
+                "stand 16 bits.",
+                network.name,
+                layer.name,
+                kind.__name__,
+                policy,
+            )
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -32,16 +32,20 @@ def images(n=8):
 
 def seed_model(**options):
     return seed_tf.SEED(
-        student=network(),
-        teacher=network(),
-        **{"views": as_they_are, "queue_size": 16, **options},
+        **{
+            "student": network(),
+            "teacher": network(),
+            "views": as_they_are,
+            "queue_size": 16,
+            **options,
+        }
     )
 
 
 def moco_model(**options):
     return seed_tf.MoCo(
-        network(),
         **{
+            "encoder": network(),
             "views": as_they_are,
             "queue_size": 16,
             "shuffle_groups": 2,
@@ -55,8 +59,12 @@ def trained(model):
 
 
 def own_methods(model):
-    """Names of layers that hold a method in place of their class's."""
-    return [x.name for x in all_layers(model) if METHODS & set(vars(x))]
+    """Names of layers that are not what Keras made them."""
+    return [
+        x.name
+        for x in all_layers(model)
+        if METHODS & set(vars(x)) or x.dtype_policy.name != "float32"
+    ]
 
 
 class Watcher(keras.callbacks.Callback):
@@ -124,6 +132,47 @@ class StepTest(parameterized.TestCase):
         types = {x.type for x in graph.get_operations()}
         self.assertIn("Conv2D", types)
         self.assertNotIn("FusedBatchNormV3", types)
+
+    @parameterized.parameters(seed_model, moco_model)
+    def test_trains_in_bfloat16_as_by_keras_policy(self, build):
+        """Bit for bit, and layers and weights stay float32."""
+        weights = []
+        for policy, chosen in (
+            ("float32", "auto"),
+            ("mixed_bfloat16", "float32"),
+        ):
+            keras.utils.set_random_seed(0)
+            keras.config.set_dtype_policy(policy)
+            encoder = seed_tf.Encoder(network(), embedding_dim=3)
+            keras.config.set_dtype_policy("float32")
+            name = "student" if build is seed_model else "encoder"
+            plan = Plan(Hardware(bfloat16=True), chosen)
+            model = build(acceleration=plan, **{name: encoder})
+            self.assertIn("training in bfloat16", str(model.acceleration))
+            model.compile(seed_tf.training.SGD(0.1), run_eagerly=True)
+            model.train_on_batch(images(4))
+            if policy == "float32":
+                self.assertEqual(own_methods(model), [])
+            self.assertEqual({x.dtype for x in encoder.weights}, {"float32"})
+            weights.append(encoder.get_weights())
+        for by_plan, by_keras in zip(*weights, strict=True):
+            np.testing.assert_array_equal(by_plan, by_keras)
+
+    @parameterized.parameters(
+        keras.layers.Activation("relu", dtype="mixed_float16"),
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Lambda(lambda x: x),
+    )
+    def test_a_precision_of_the_users_own_stays(self, layer):
+        inputs = keras.Input((None, None, 3))
+        x = keras.layers.Conv2D(4, 3)(layer(inputs))
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Dense(3)(x)
+        model = seed_model(
+            student=keras.Model(inputs, x),
+            acceleration=Plan(Hardware(bfloat16=True)),
+        )
+        self.assertIn("training in float32", str(model.acceleration))
 
     @parameterized.parameters(seed_model, moco_model)
     def test_a_method_of_the_users_own_stays(self, build):
@@ -229,9 +278,9 @@ class PlanTest(parameterized.TestCase):
         model = seed_model(acceleration=plan)
         self.assertEqual(
             str(model.acceleration),
-            "faster kernels in training for 1 Conv2D, 1 BatchNormalization, "
-            "1 Activation; teacher folded in bfloat16; for accelerator with "
-            "bfloat16",
+            "training in bfloat16 with faster kernels for 1 Conv2D, "
+            "1 BatchNormalization, 1 Activation; teacher folded in bfloat16; "
+            "for accelerator with bfloat16",
         )
         self.assertEqual(
             str(seed_model(acceleration=None).acceleration),
@@ -254,12 +303,21 @@ class PlanTest(parameterized.TestCase):
         del config["acceleration"]  # files before there was a choice
         again = type(model).from_config(config)
         self.assertEqual(again.acceleration.requested, "auto")
+        plan = Plan(plan.hardware, "mixed_bfloat16")
+        self.assertEqual(Plan.from_config(plan.get_config()), plan)
+        # A plan before it chose a precision.
+        config = {"accelerated": True, "bfloat16": True}
+        self.assertEqual(
+            Plan.from_config(config), Plan(Hardware(True, True), "auto")
+        )
 
     def test_refuses_others(self):
         with self.assertRaisesRegex(ValueError, "acceleration='fast'"):
             seed_model(acceleration="fast")
         with self.assertRaisesRegex(ValueError, "acceleration=None"):
             seed_model(acceleration=None, teacher_precision="bfloat16")
+        with self.assertRaisesRegex(ValueError, "student_policy='float16'"):
+            Plan(student_policy="float16")
 
     def test_plain_keras_calls_the_teacher_itself(self):
         model, calls = seed_model(acceleration=None), []
@@ -282,6 +340,9 @@ class PlanTest(parameterized.TestCase):
         model.evaluate(images(), batch_size=4, verbose=0)
         model.evaluate(images(), batch_size=4, verbose=0)
         self.assertLen(folds, 5)
+        options = {"validation_data": (images(),), "verbose": 0}
+        model.fit(images(), batch_size=4, epochs=3, **options)
+        self.assertLen(folds, 6)
 
 
 if __name__ == "__main__":
