@@ -108,6 +108,13 @@ class EncodedImage:
         ):
             # A crop may not reach the end, but must fail like other crops.
             raise ValueError("the JPEG is truncated")
+        # Each scan of a progressive JPEG passes over all pixels. Ten are usual.
+        scans = data.count(b"\xff\xda") if self._is_jpeg else 0
+        if scans * width * height > 16 * MAX_PIXELS:
+            raise ValueError(
+                f"the JPEG has {scans:,} scans of {width} x {height} pixels, "
+                f"more than {16 * MAX_PIXELS:,} pixels together"
+            )
         self._turns = _TURNS[_orientation(self._image)]
         transposed = self._turns[0]
         self.height, self.width = (

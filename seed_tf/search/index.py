@@ -17,6 +17,7 @@ from seed_tf.io.fingerprints import fingerprint
 from seed_tf.search import vectors
 from seed_tf.search.image_files import Lines
 
+LARGE = 25_000_000  # pixels
 # `build` writes the files in this order: with the last, the index is whole.
 FILES = (
     "embeddings.npy",
@@ -159,7 +160,8 @@ class ImageSearch:
     """Finds the indexed images that are most similar to a picture.
 
     Resizes and crops the picture like the indexed images. Threads may share
-    an `ImageSearch`; it embeds one picture at a time.
+    an `ImageSearch`. It embeds one picture at a time, and decodes four, or five
+    with one of more than 25 million pixels.
 
     Args:
         index: the images to search.
@@ -189,6 +191,9 @@ class ImageSearch:
             )
         self._embed = embedder(model, output=config["output"])
         self._lock = threading.Lock()
+        # A large picture takes seconds and 0.3 GB. Others pass it by.
+        self._decoding = threading.Semaphore(4)
+        self._large = threading.Semaphore(1)
         size = config["image_size"]
         blank = np.zeros([1, size, size, 3], np.uint8)
         self.index.search(l2_normalise(self._embed(blank)), 1)  # trace and warm
@@ -206,13 +211,15 @@ class ImageSearch:
             ValueError: if the data are no readable image.
         """
         config = self.index.config
-        with self._lock:
-            try:
-                image = EncodedImage(data)
+        try:
+            image = EncodedImage(data)
+            large = image.height * image.width > LARGE
+            with self._large if large else self._decoding:
                 square = image.square(config["image_size"], config["resize"])
-            except Exception as error:  # damaged data cause any kind
-                reason = " ".join(str(error).split()).removesuffix(".")
-                raise ValueError(f"Not a readable image: {reason}.") from error
+        except Exception as error:  # damaged data cause any kind
+            reason = " ".join(str(error).split()).removesuffix(".")
+            raise ValueError(f"Not a readable image: {reason}.") from error
+        with self._lock:
             return l2_normalise(self._embed(square[None]))[0]
 
     def search(self, data: bytes, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
