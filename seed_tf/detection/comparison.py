@@ -19,6 +19,7 @@ from seed_tf.detection.coco import (
 from seed_tf.detection.retinanet import detect, detector
 from seed_tf.detection.training import fine_tune_detector
 from seed_tf.evaluation.results import Results
+from seed_tf.reporting import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,6 +99,7 @@ def compare(
     return scores, images, drawn
 
 
+@figures.styled
 def drawn_detections(
     images: np.ndarray,
     detections: Detections,
@@ -122,7 +124,7 @@ def drawn_detections(
 
     images = np.asarray(images)
     rows, columns = len(detections), len(images)
-    figure = Figure((1.7 * columns, 1.9 * rows), dpi=110, layout="constrained")
+    figure = Figure((1.7 * columns, 1.9 * rows), dpi=110)
     grid = figure.subplots(rows, columns, squeeze=False)
     for panels, (title, found) in zip(grid, detections.items(), strict=True):
         for i, (axes, image) in enumerate(zip(panels, images, strict=True)):

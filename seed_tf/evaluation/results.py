@@ -138,15 +138,9 @@ class Results:
             rows.append(row)
         return rows
 
+    @figures.styled
     def figure(self) -> Any:
         """Draws all scores: a line per column, a dot per encoder."""
-        import matplotlib
-
-        style = {"font.size": 9, "figure.constrained_layout.use": True}
-        with matplotlib.rc_context(style):
-            return self._figure()
-
-    def _figure(self):
         from matplotlib.figure import Figure
 
         colours = figures.palette(self.scores)
@@ -160,19 +154,20 @@ class Results:
             )
         ]
         figure = Figure((7, 1.4 + 0.3 * len(columns)))
-        axes = figure.subplots()
+        axes, handles = figure.subplots(), []
         for name, found in self.scores.items():
             places = [i for i, x in enumerate(columns) if x in found]
             values = [found[columns[i]] for i in places]
-            axes.errorbar(
-                [np.mean(x) for x in values],
-                places,
-                xerr=[np.std(x) for x in values],
-                fmt="o",
-                capsize=3,
-                alpha=0.85,
-                color=colours[name],
-                label=name,
+            handles.append(
+                axes.errorbar(
+                    [np.mean(x) for x in values],
+                    places,
+                    xerr=[np.std(x) for x in values],
+                    fmt="o",
+                    capsize=3,
+                    alpha=0.85,
+                    color=colours[name],
+                )
             )
         axes.set_yticks(range(len(columns)), columns)
         axes.invert_yaxis()
@@ -180,7 +175,9 @@ class Results:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("%")
-        figure.legend(loc="outside upper left", frameon=False)
+        names = list(self.scores)
+        style = {"loc": "outside upper left", "frameon": False}
+        figure.legend(handles, names, **style)
         return figure
 
     def write(self, folder: str) -> None:

@@ -40,6 +40,7 @@ _STYLE: dict[Any, Any] = {
     "figure.dpi": 130,
     "figure.constrained_layout.use": True,
     "font.size": 9,
+    "text.parse_math": False,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.edgecolor": "#aaaaaa",
@@ -55,8 +56,12 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def _styled(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Draws in the style of this module."""
+def styled(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Makes a function draw in the style of this module.
+
+    Names come from files, classes and runs. matplotlib shows them as they are,
+    and takes none for a formula.
+    """
 
     @functools.wraps(function)
     def styled(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -82,7 +87,7 @@ def palette(names: Iterable[str]) -> dict[str, str]:
     return {name: _ENCODERS[i % len(_ENCODERS)] for i, name in enumerate(names)}
 
 
-@_styled
+@styled
 def bars(
     results: Mapping[str, Mapping[str, Sequence[float]]],
     *,
@@ -135,7 +140,7 @@ def _bar(axes: Axes, y: int, values: Sequence[float], colour: str) -> None:
     axes.text(end + 2, y, f"{mean:.1f}", va="center", fontsize=9)
 
 
-@_styled
+@styled
 def curves(
     histories: Mapping[str, Mapping[str, Sequence[float | None]]],
     metrics: Sequence[str] | Mapping[str, str],
@@ -194,7 +199,7 @@ def curves(
     return figure
 
 
-@_styled
+@styled
 def points(
     values: Mapping[str, tuple[float, float]],
     *,
@@ -266,7 +271,7 @@ def _apart(heights: Sequence[float]) -> list[float]:
     return moved
 
 
-@_styled
+@styled
 def target_curve(advice: Any) -> Figure:
     """Draws neighbours in the target and its self-mass by temperature.
 
@@ -298,6 +303,9 @@ def target_curve(advice: Any) -> Figure:
     right.set_title("target's mass on the image itself (%)", loc="left")
     for axes in (left, right):
         axes.set_xscale("log")
+        for axis in (axes.xaxis, left.yaxis):  # by default, formulas
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         axes.set_xlabel("teacher temperature")
         axes.grid()
         axes.axvline(advice.temperature, color=_RIGHT, lw=1.6)
@@ -314,7 +322,7 @@ def target_curve(advice: Any) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def embedding_map(
     features: Mapping[str, np.ndarray],
     labels: Sequence[int] | np.ndarray,
@@ -397,7 +405,7 @@ def _plane(vectors: np.ndarray, method: str, seed: int) -> np.ndarray:
         return tsne.fit_transform(vectors)
 
 
-@_styled
+@styled
 def mosaic(images: np.ndarray, *, columns: int = 8) -> Figure:
     """Draws images in rows.
 
@@ -417,7 +425,7 @@ def mosaic(images: np.ndarray, *, columns: int = 8) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def neighbours(
     query_images: np.ndarray,
     results: Mapping[str, tuple[np.ndarray, np.ndarray]],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.reporting import figures
 from seed_tf.search.index import Index
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _SIDE = 160  # pixels
 
 
+@figures.styled
 def draw(
     queries: Sequence[str],
     results: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -32,9 +34,7 @@ def draw(
     from matplotlib.figure import Figure
 
     columns = 1 + max(len(rows) for _, rows in results)
-    figure = Figure(
-        (1.35 * columns, 1.65 * len(queries)), dpi=130, layout="constrained"
-    )
+    figure = Figure((1.35 * columns, 1.65 * len(queries)))
     axes = figure.subplots(len(queries), columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
@@ -45,7 +45,7 @@ def draw(
         for panel, value, row in zip(
             panels[1:], similarities, rows, strict=False
         ):
-            _show(panel, index.file(row), f"{value:.3f}")
+            _show(panel, index.file(row), f"{value:.3f}", weight="normal")
     return figure
 
 

@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
+from seed_tf.detection.comparison import drawn_detections
 from seed_tf.evaluation.advice import Advice, Target
+from seed_tf.evaluation.results import Results
 from seed_tf.reporting import figures
 
 
@@ -215,6 +217,53 @@ class FiguresTest(parameterized.TestCase):
         labels = [text.get_text() for text in left.get_legend().get_texts()]
         self.assertIn("512, measured", labels[0])
         self.assertIn("1,024, about", labels[1])
+        self.shown(left.figure)
+        ticks = [text.get_text() for text in right.get_xticklabels()]
+        self.assertIn("0.001", ticks)
+
+    def shown(self, figure):
+        """The texts of a figure that can be drawn; none is a formula."""
+        figure.savefig(io.BytesIO())
+        texts = figure.findobj(Text)
+        for text in texts:
+            if "$" in text.get_text():
+                self.assertFalse(text.get_parse_math(), text.get_text())
+        return [text.get_text() for text in texts if text.get_visible()]
+
+    def test_names_are_texts(self):
+        """Names of files, classes and runs are shown as they are."""
+        names = ["price_$^$.jpg", "_$x_1$", r"$\frac{", "a$b$c"]
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (4, 4, 4, 3), np.uint8)
+        curve = {"loss": [2.0, 1.0]}
+        detected = {"boxes": [[[0, 0, 2, 2]]], "classes": [[0]]}
+        for figure in (
+            figures.bars({name: {names[0]: [50.0]} for name in names}),
+            figures.curves(dict.fromkeys(names, curve), {"loss": names[0]}),
+            figures.points(
+                {name: (i + 1, 3) for i, name in enumerate(names)},
+                xlabel=names[0],
+                ylabel="y",
+            ),
+            figures.embedding_map(
+                {names[0]: rng.standard_normal((8, 3))},
+                np.repeat(np.arange(4), 2),
+                method="pca",
+                class_names=names,
+            ),
+            figures.neighbours(
+                images, {x: (images, np.eye(4, 2, dtype=int)) for x in names}
+            ),
+            Results({name: {names[0]: [50.0]} for name in names}).figure(),
+            drawn_detections(
+                images[:1],
+                {name: detected for name in names},
+                names=[names[0]],
+            ),
+        ):
+            texts = self.shown(figure)
+            for name in names:
+                self.assertIn(name, texts)
 
     def test_neighbours(self):
         rng = np.random.default_rng(0)

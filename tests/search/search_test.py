@@ -602,7 +602,7 @@ class ImageSearchTest(Folder):
             search.ImageSearch(self.found)
 
     def test_drawing(self):
-        names = [str(self.photos / name) for name in ("1.jpg", "broken.jpg")]
+        names = [str(self.photos / name) for name in ("$^$.jpg", "broken.jpg")]
         results = [self.found.others(3, 4), self.found.others(5, 2)]
         (self.photos / self.found.paths[results[0][1][1]]).unlink()
         file = io.BytesIO()
