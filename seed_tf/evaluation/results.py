@@ -154,7 +154,7 @@ class Results:
             )
         ]
         figure = Figure((7, 1.4 + 0.3 * len(columns)))
-        axes, handles = figure.subplots(), []
+        axes, handles = figure.subplots(), list[Any]()
         for name, found in self.scores.items():
             places = [i for i, x in enumerate(columns) if x in found]
             values = [found[columns[i]] for i in places]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.io.extras import extra
-from seed_tf.io.files import reason
+from seed_tf.io.text import reason
 from seed_tf.search.index import ImageSearch
 
 if TYPE_CHECKING:

@@ -257,7 +257,7 @@ class FiguresTest(parameterized.TestCase):
             Results({name: {names[0]: [50.0]} for name in names}).figure(),
             drawn_detections(
                 images[:1],
-                {name: detected for name in names},
+                dict.fromkeys(names, detected),
                 names=[names[0]],
             ),
         ):
