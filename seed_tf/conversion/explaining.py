@@ -14,7 +14,7 @@ from seed_tf.checkpoints.layouts import LAYOUTS, Contents
 from seed_tf.checkpoints.weights import assign, misfits, parameters
 from seed_tf.conversion import torch_reference
 from seed_tf.datasets import centre_crops, image_files
-from seed_tf.datasets.folders import EXTENSIONS
+from seed_tf.datasets.walking import no_images
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation import embed, nearest_neighbours
 
@@ -146,12 +146,10 @@ def _blocks(encoder: Encoder, contents: Contents, pixels: np.ndarray) -> str:
 
 def _files(folder: str) -> list[str]:
     """Returns image files below a folder, evenly spaced if there are many."""
-    files = list(image_files(os.path.expanduser(folder)))
+    left_out: collections.Counter[str] = collections.Counter()
+    files = list(image_files(os.path.expanduser(folder), left_out))
     if not files:
-        raise ValueError(
-            f"No images in {folder!r}. Expected files ending in "
-            f"{', '.join(EXTENSIONS)}."
-        )
+        raise no_images(folder, left_out)
     chosen = np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES))
     return [files[i] for i in chosen.astype(int)]
 

@@ -3,10 +3,10 @@
 from seed_tf.datasets.corrupt import CorruptFiles
 from seed_tf.datasets.decoding import centre_crops
 from seed_tf.datasets.digits import digits
-from seed_tf.datasets.folders import image_files
 from seed_tf.datasets.loading import Description, describe, load
 from seed_tf.datasets.sampler import Sampler
 from seed_tf.datasets.sources import Source
+from seed_tf.datasets.walking import image_files
 
 __all__ = [
     "CorruptFiles",

@@ -11,18 +11,39 @@ A damaged file may raise any kind of exception.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
+from seed_tf.datasets import resizing
 from seed_tf.images import shorter_side
+from seed_tf.io.extras import extra
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_HEIF = "HEIF"
+# PIL's names of the formats that are read, and the endings of their files.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+}
+if features.check("avif"):
+    FORMATS["AVIF"] = (".avif",)
+if importlib.util.find_spec("pillow_heif"):
+    FORMATS[_HEIF] = (".heic", ".heif")
+ENDINGS = sum(FORMATS.values(), ())
 # PIL warns from here on, and refuses twice as many: 256 MB of RGB.
 MAX_PIXELS = 89_478_485
+# Pixels of a resized image, 64 MB in PIL. An image of 1 x 20,000 pixels would
+# have 1.3 billion: its square is cut out before.
+_MOST_RESIZED = 2**24
 
 _ORIENTATION = 0x0112
 # EXIF orientation: whether the stored image must be transposed, and then
@@ -86,12 +107,7 @@ class EncodedImage:
         if not data:
             raise ValueError("the file is empty")
         self._data = data
-        try:
-            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise ValueError(
-                "not a JPEG, PNG, WebP, BMP or GIF image"
-            ) from None
+        self._image = _open(data)
         width, height = self._image.size
         if width * height > MAX_PIXELS:
             raise ValueError(
@@ -115,7 +131,9 @@ class EncodedImage:
                 f"the JPEG has {scans:,} scans of {width} x {height} pixels, "
                 f"more than {16 * MAX_PIXELS:,} pixels together"
             )
-        self._turns = _TURNS[_orientation(self._image)]
+        # PIL turns a TIFF upright by itself.
+        upright = self._image.format == "TIFF"
+        self._turns = _TURNS[1 if upright else _orientation(self._image)]
         transposed = self._turns[0]
         self.height, self.width = (
             (width, height) if transposed else (height, width)
@@ -185,16 +203,21 @@ class EncodedImage:
         Returns:
             uint8 `[S, S, 3]`.
         """
+        stored_width, stored_height = self._image.size
+        pixels, *_ = self._decode([0, 0, stored_height, stored_width])
         least = min(self.height, self.width)
         height, width = (
             side * shorter // least for side in (self.height, self.width)
         )
+        if height * width > _MOST_RESIZED:
+            image = resizing.square(
+                tf.constant(np.asarray(pixels)), size, shorter, self._turns
+            )
+            return image.numpy()
         box = round((height - size) / 2), round((width - size) / 2), size, size
         top, left, *_ = self._stored(box, height, width)
         if self._turns[0]:
             height, width = width, height
-        stored_width, stored_height = self._image.size
-        pixels, *_ = self._decode([0, 0, stored_height, stored_width])
         pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
         return self._upright(pixels.crop((left, top, left + size, top + size)))
 
@@ -254,6 +277,26 @@ def _cells(box, reduce):
     return y // reduce, x // reduce, y1, x1
 
 
+def _open(data):
+    formats = [name for name in FORMATS if name != _HEIF]
+    if data[4:10] == b"ftyphe" or data[4:12] in (b"ftypmif1", b"ftypmsf1"):
+        _register_heif()
+        formats.append(_HEIF)
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError(
+            "not a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC image"
+        ) from None
+
+
+@functools.cache
+def _register_heif():
+    with extra("heif", "HEIC images"):
+        import pillow_heif
+    pillow_heif.register_heif_opener()
+
+
 def _orientation(image):
     try:
         orientation = image.getexif().get(_ORIENTATION)
@@ -266,6 +309,10 @@ def _rgb(image):
     if image.mode == "RGB":
         image.load()
         return image
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError(
+            "its pixels are 32-bit numbers of unknown range; store 8 or 16 bits"
+        )
     if image.mode.startswith("I"):  # 16 bits, which `convert` would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     # Without this, PIL warns that it drops the transparency of a palette.

@@ -2,20 +2,14 @@
 
 import mmap
 import os
-import re
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
 
 import numpy as np
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+from seed_tf.datasets.walking import list_folder, no_images, walk
+
 _SPLITS = ("train", "val", "valid", "validation", "test")
-# The name of a visible image file, among names that each end in a NUL.
-_IMAGE = re.compile(
-    rb"(?<![^\0])[^\0.][^\0]*(?:%s)\0"
-    % re.escape("|".join(EXTENSIONS)).replace(r"\|", "|").encode(),
-    re.IGNORECASE,
-)
 
 
 class ImageFolder:
@@ -29,6 +23,11 @@ class ImageFolder:
         path: folder. See `load` for splits and classes.
         split: name of the split.
 
+    Attributes:
+        size: int, images.
+        left_out: numbers of the split's other files, by ending, see
+            `walking.Files`.
+
     Raises:
         ValueError: if the folder cannot be read, has no images, or the split
             is unknown.
@@ -39,11 +38,15 @@ class ImageFolder:
         root, classes = _root_and_classes(path, split)
         numbers = {name: number for number, name in enumerate(classes)}
         self._folders, firsts, labels, self.size = [], [], [], 0
+        self.left_out: Counter[str] = Counter()
         with (
             tempfile.TemporaryFile() as names,
             tempfile.TemporaryFile() as ends,
         ):
-            for folder, top, blob in _walk(root):
+            for folder, top, files in walk(root):
+                self.left_out.update(files.left_out)
+                if not (blob := files.images):
+                    continue
                 in_folder = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
                 ends.write((in_folder + names.tell()).tobytes())
                 names.write(blob)
@@ -52,10 +55,7 @@ class ImageFolder:
                 labels.append(numbers.get(top, -1))
                 self.size += len(in_folder)
             if not self.size:
-                raise ValueError(
-                    f"No images in {root!r}. Expected files ending in "
-                    f"{', '.join(EXTENSIONS)}, of any case."
-                )
+                raise no_images(root, self.left_out)
             self._names, ends = map(_mapped, (names, ends))
         self._ends = np.frombuffer(ends, np.int64)
         self._firsts = np.array(firsts)
@@ -76,24 +76,6 @@ class ImageFolder:
         return os.path.join(self._folders[folder], name), self._labels[folder]
 
 
-def image_files(folder: str) -> Iterator[str]:
-    """Yields the paths of all image files below a folder.
-
-    Files come folder by folder, sorted by name, in the order of `ImageFolder`.
-    Hidden files and folders are skipped. Links are followed, except into a
-    folder that contains the link.
-
-    Args:
-        folder: existing folder. Yielded paths begin with it.
-
-    Raises:
-        ValueError: if a folder cannot be read.
-    """
-    for path, _, names in _walk(folder):
-        for name in names.split(b"\0")[:-1]:
-            yield os.path.join(path, os.fsdecode(name))
-
-
 def check_folder(path: str | None) -> None:
     """Raises ValueError unless `path` is an existing folder."""
     if path is None or not os.path.isdir(path):
@@ -104,7 +86,7 @@ def check_folder(path: str | None) -> None:
 
 def _root_and_classes(path, split):
     """Returns the folder of a split, and the sorted names of all classes."""
-    _, subfolders = _list(path)
+    subfolders = list_folder(path).folders
     splits = [x for x in dict.fromkeys([*_SPLITS, split]) if x in subfolders]
     if split in splits:
         root = os.path.join(path, split)
@@ -119,47 +101,8 @@ def _root_and_classes(path, split):
     # Number the classes of all splits together: a class that one split lacks
     # keeps its number.
     roots = [os.path.join(path, name) for name in splits]
-    listed = [_list(root)[1] for root in roots] or [subfolders]
+    listed = [list_folder(root).folders for root in roots] or [subfolders]
     return root, sorted(set().union(*listed))
-
-
-def _walk(root):
-    """Yields (folder, top-level folder's name, image names) where images lie.
-
-    Links are followed, except into a folder that contains the link.
-    """
-    stack = [(root, "", frozenset())]
-    while stack:
-        path, top, above = stack.pop()
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue
-        names, subfolders = _list(path)
-        if names:
-            yield path, top, names
-        stack += [
-            (os.path.join(path, name), top or name, above | {identity})
-            for name in reversed(subfolders)
-        ]
-
-
-def _list(path):
-    """Returns sorted names of images, a NUL after each, and of subfolders."""
-    try:
-        names = sorted(os.listdir(os.fsencode(path)))
-    except OSError as error:
-        raise ValueError(f"{path!r} cannot be read: {error}.") from error
-    images = b"".join([b"\0".join(names), b"\0" if names else b""])
-    rest = _IMAGE.sub(b"", images)
-    if rest:
-        images = b"".join(_IMAGE.findall(images))
-    others = [os.fsdecode(name) for name in rest.split(b"\0")[:-1]]
-    return images, [
-        name
-        for name in others
-        if name[0] != "." and os.path.isdir(os.path.join(path, name))
-    ]
 
 
 def _mapped(file):

@@ -138,10 +138,11 @@ def load(
 
     `seed`, the epoch and the position alone decide which image a batch holds:
     batches from `first_step` on equal those of an uninterrupted run. JPEG, PNG,
-    WebP, BMP and GIF files (the first frame) are read and turned upright. Grey,
-    palette, 16-bit, alpha and CMYK images become RGB. A file that cannot be
-    decoded is left out and reported, see `CorruptFiles`. With `drop_remainder`
-    another image of the batch takes its place, so that batches stay full.
+    WebP, GIF, BMP, TIFF, AVIF and HEIC files (the first frame) are read and
+    turned upright; HEIC needs the extra `[heif]`. Grey, palette, 16-bit, alpha
+    and CMYK images become RGB. A file that cannot be decoded is left out and
+    reported, see `CorruptFiles`. With `drop_remainder` another image of the
+    batch takes its place, so that batches stay full.
 
     Images are resized, antialiased, until the shorter side is `resize`, and
     the central square of `image_size` is cut out. If `views` begin with a

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from seed_tf import random
 from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.datasets.python_functions import PythonFunctions
 
 if TYPE_CHECKING:
     from seed_tf.datasets.corrupt import CorruptFiles
@@ -151,7 +152,7 @@ def decoded(
             images alone.
     """
     blank = [np.zeros(shape, np.uint8) for shape in decoder.shapes]
-
+    functions = PythonFunctions()
     first, end = sampler.rows
 
     def read(present, record, draws):
@@ -166,12 +167,11 @@ def decoded(
     @_plain
     def read_row(present, record, draws, along):
         inputs = (present, record, draws)
-        *images, label, good = tf.numpy_function(
+        # A repeated call does no harm: each file is counted once.
+        *images, label, good = functions.call(
             lambda *flat: read(*tf.nest.pack_sequence_as(inputs, flat)),
             tf.nest.flatten(inputs),
             [tf.uint8] * len(blank) + [tf.int64, tf.bool],
-            # A repeated call does no harm: each file is counted once.
-            stateful=False,
         )
         for image, shape in zip(images, decoder.shapes, strict=True):
             image.set_shape(shape)
@@ -179,11 +179,18 @@ def decoded(
         good.set_shape([])
         return (tuple(images), label, along), good
 
+    def check(message):
+        return tf.debugging.Assert(tf.equal(message, ""), [message])
+
     @_plain
     def only_good(rows, good):
         def chosen():
             index = tf.where(good)[:, 0]
-            checks = [_check(corrupt.verdict)]
+            # The call must come after those of `read`, whose results it needs.
+            verdict = functions.call(
+                lambda _: corrupt.verdict(), [good], tf.string
+            )
+            checks = [check(verdict)]
             if sampler.drop_remainder:
                 message = "No image of a batch can be read, see the log."
                 checks.append(
@@ -217,7 +224,7 @@ def decoded(
     batches = batches.map(place, tf.data.AUTOTUNE)
     images = batches.unbatch().map(read_row, tf.data.AUTOTUNE)
     batches = images.batch(end - first, drop_remainder=True)
-    return batches.map(only_good).map(element)
+    return functions.kept_by(batches.map(only_good).map(element))
 
 
 def live_keys(
@@ -252,12 +259,6 @@ def given_keys(step: tf.Tensor, along: dict[str, tf.Tensor]) -> tf.Tensor:
 
 def _with(along, images):
     return {"images": images, **along} if along else images
-
-
-def _check(verdict):
-    """Returns an op that fails with the message of a Python function."""
-    message = tf.numpy_function(verdict, [], tf.string)
-    return tf.debugging.Assert(tf.equal(message, ""), [message])
 
 
 def _reason(error):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from seed_tf import random
+from seed_tf.datasets.python_functions import PythonFunctions
 from seed_tf.evaluation.features import feature_function
 from seed_tf.evaluation.labels import (
     accuracies,
@@ -388,6 +389,7 @@ def _batches(name, data, num_classes, batch_size, shuffle=None):
                 f"{min(start + _BLOCK, size) - 1}."
             )
     dtype = tf.as_dtype(examples.dtype)
+    functions = PythonFunctions()
 
     def rows(index):
         return examples[index], labels[index]
@@ -397,12 +399,13 @@ def _batches(name, data, num_classes, batch_size, shuffle=None):
             key = tf.stack([tf.cast(shuffle[0], tf.int64), shuffle[1]])
             index = tf.random.experimental.index_shuffle(index, key, size - 1)
         # Not tf.gather, which would hold all of the examples in memory.
-        batch, numbers = tf.numpy_function(rows, [index], [dtype, tf.int64])
+        batch, numbers = functions.call(rows, [index], [dtype, tf.int64])
         shape = [None, *examples.shape[1:]]
         return tf.ensure_shape(batch, shape), tf.ensure_shape(numbers, [None])
 
     indices = tf.data.Dataset.range(size).batch(batch_size)
-    return indices.map(pick).prefetch(tf.data.AUTOTUNE)
+    batches = functions.kept_by(indices.map(pick))
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def _largest_label(name, data):

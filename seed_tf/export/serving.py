@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from seed_tf.datasets.resizing import square
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation import ProbeResult
-from seed_tf.export.decoding import decode, square
+from seed_tf.export.decoding import decode
 from seed_tf.export.index import StoredIndex
 from seed_tf.export.outputs import Outputs
 

@@ -7,11 +7,12 @@ import hashlib
 import mmap
 import os
 import tempfile
+from collections import Counter
 from typing import IO
 
 import numpy as np
 
-from seed_tf.datasets.folders import EXTENSIONS, image_files
+from seed_tf.datasets.walking import image_files, no_images
 
 
 class Lines:
@@ -57,6 +58,7 @@ class ImageFiles:
         paths: `Lines`, relative to the folder.
         keys: `[N]` array of 16 bytes, the digests.
         refused: dict of unusable paths to the reasons.
+        left_out: numbers of other files, by ending.
 
     Raises:
         ValueError: if a folder cannot be read, or there are no images.
@@ -65,9 +67,10 @@ class ImageFiles:
     def __init__(self, root: str) -> None:
         self.root = root
         self.refused: dict[str, str] = {}
+        self.left_out: Counter[str] = Counter()
         keys = bytearray()
         with tempfile.TemporaryFile() as names:
-            for file in image_files(root):
+            for file in image_files(root, self.left_out):
                 path = file[len(root) :].lstrip(os.sep)
                 if problem := _unfit(path):
                     self.refused[repr(path)] = problem
@@ -76,10 +79,7 @@ class ImageFiles:
                 keys += _key(path, _status(file))
             names.flush()
             if not keys:
-                raise ValueError(
-                    f"No images in {root!r}. Expected files ending in "
-                    f"{', '.join(EXTENSIONS)}, of any case."
-                )
+                raise no_images(root, self.left_out)
             self.paths = Lines(names)
         self.keys = np.frombuffer(keys, "S16")
         self._sorted = np.argsort(self.keys)

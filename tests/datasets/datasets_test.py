@@ -1,6 +1,7 @@
 """Data sets against PIL and scikit-learn, from files made on the spot."""
 
 import base64
+import gc
 import io
 import os
 import tempfile
@@ -19,7 +20,7 @@ from sklearn.datasets import load_digits
 import seed_tf
 from seed_tf import datasets, views
 from seed_tf.datasets import sources
-from seed_tf.datasets.decoding import EncodedImage
+from seed_tf.datasets.decoding import FORMATS, EncodedImage
 from seed_tf.datasets.folders import ImageFolder
 from seed_tf.trainer import Trainer
 
@@ -211,8 +212,19 @@ class FolderTest(parameterized.TestCase):
         ("gif", "GIF", "P"),
         ("webp", "WEBP", "RGB"),
         ("webp", "WEBP", "RGBA"),
+        ("jfif", "JPEG", "RGB"),
+        ("jpe", "JPEG", "L"),
+        ("tif", "TIFF", "RGB"),
+        ("tiff", "TIFF", "CMYK"),
+        ("tiff", "TIFF", "LA"),
+        ("avif", "AVIF", "RGB"),
+        ("heic", "HEIF", "RGB"),
     )
     def test_formats(self, ending, kind, mode):
+        if kind not in FORMATS:
+            self.skipTest(f"PIL cannot read {kind} here")
+        if kind == "HEIF":
+            pytest.importorskip("pillow_heif").register_heif_opener()
         for i, (height, width) in enumerate([(60, 90), (71, 24), (20, 33)]):
             image = picture(height, width, i).convert(mode)
             if mode in ("RGBA", "LA"):
@@ -243,7 +255,27 @@ class FolderTest(parameterized.TestCase):
             (images,) = self.load()
         np.testing.assert_array_equal(images[0], image.convert("RGB"))
 
-    @parameterized.product(kind=("JPEG", "PNG", "WEBP"), side=(70, 20))
+    def test_unknown_range(self):
+        """32-bit numbers have no white; clipping would invent one."""
+        for i, dtype in enumerate(("float32", "int32")):
+            pixels = np.linspace(0, 9, 30 * 30).reshape(30, 30).astype(dtype)
+            data = encoded(Image.fromarray(pixels), "TIFF")
+            with self.assertRaisesRegex(ValueError, "32-bit numbers"):
+                EncodedImage(data).square(24, 24)
+            self.write(f"{i}.tif", data)
+        self.write("a.png", encoded(picture(24, 24), "PNG"))
+        corrupt = datasets.CorruptFiles(1.0)
+        (images,) = self.load(corrupt=corrupt)
+        self.assertLen(images, 1)
+        self.assertLen(corrupt.files, 2)
+
+    def test_sixteen_bit_tiff(self):
+        ramp = np.linspace(0, 65535, 24 * 24).reshape(24, 24)
+        data = encoded(Image.fromarray(ramp.astype(np.uint16)), "TIFF")
+        difference = EncodedImage(data).square(24, 24) - ramp[..., None] / 257
+        self.assertLessEqual(np.abs(difference).max(), 1)
+
+    @parameterized.product(kind=("JPEG", "PNG", "WEBP", "TIFF"), side=(70, 20))
     def test_orientation(self, kind, side):
         for orientation in range(1, 9):
             exif = Image.Exif()
@@ -667,6 +699,38 @@ class OrderTest(parameterized.TestCase):
         self.assertCountEqual(np.concatenate([*parts.values()]), range(N))
         if source != "tfds":  # whose records lie in a random order anyway
             self.assertGreater(np.std(parts["held_out"]), 15)
+
+    def test_leaves_no_open_files(self):
+        """A load without this care keeps two descriptors until the end."""
+
+        folder = os.path.join(self.root, "folder")
+
+        def load():
+            dataset = datasets.load(
+                "folder", data_dir=folder, image_size=8, batch_size=8
+            )
+            return next(iter(dataset.take(1)))
+
+        def opened():
+            gc.collect()
+            return len(os.listdir("/proc/self/fd"))
+
+        load()
+        before = opened()
+        for _ in range(3):
+            load()
+            datasets.load("folder", data_dir=folder, batch_size=8)
+        self.assertLessEqual(opened(), before)
+
+    def test_a_derived_data_set_outlives_the_first(self):
+        folder = os.path.join(self.root, "folder")
+        dataset = datasets.load(
+            "folder", data_dir=folder, image_size=8, batch_size=N
+        )
+        batches = iter(dataset.map(lambda x: x).prefetch(1))
+        del dataset
+        gc.collect()
+        self.assertLen(next(batches), N)
 
     def test_one_image(self):
         root = self.create_tempdir().full_path

@@ -221,7 +221,8 @@ class BuildTest(Folder):
                 "dim": 6,
                 "corrupt": {
                     "'a\\nb.jpg'": "its name has a line break",
-                    "broken.jpg": "not a JPEG, PNG, WebP, BMP or GIF image",
+                    "broken.jpg": "not a JPEG, PNG, WebP, GIF, BMP, TIFF, "
+                    "AVIF or HEIC image",
                 },
                 "search": "exact",
             },
@@ -787,7 +788,7 @@ class ServerTest(Folder):
         good = encoded(picture(0, (300, 200)), "JPEG")
         for data, pattern in (
             (b"", "the file is empty"),
-            (b"\0" * 1000, "not a JPEG, PNG, WebP, BMP or GIF"),
+            (b"\0" * 1000, "not a JPEG, PNG, WebP, GIF, BMP, TIFF"),
             (np.random.default_rng(0).bytes(100_000), "not a JPEG"),
             (good[: len(good) // 4 * 3], "truncated"),
             (png_header(12_000, 9_000), "12000 x 9000 pixels, more than"),
