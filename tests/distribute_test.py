@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from helpers.devices import two_logical_cpus
+from helpers.light_views import crop_and_flip
 
 import seed_tf
 from seed_tf import (
@@ -51,7 +52,7 @@ def batches(count, size=8):
 
 def build(method, *, synchronized=False, queue_size=50, views=None):
     """A function without arguments to a small model."""
-    views = views or seed_tf.views.moco_v2(8)
+    views = views or crop_and_flip(8)
     options = {"views": views, "queue_size": queue_size}
     student = functools.partial(tower, 4, synchronized=synchronized)
     if method == "seed":

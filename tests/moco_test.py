@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.light_views import crop_and_flip
 
 import seed_tf
 from seed_tf import (
@@ -38,7 +39,7 @@ def random_images(n, size=8, seed=0):
 
 
 def moco(model=None, **kwargs):
-    kwargs_ = {"views": seed_tf.views.moco_v2(8), "queue_size": 32}
+    kwargs_ = {"views": crop_and_flip(8), "queue_size": 32}
     kwargs = kwargs_ | {"shuffle_groups": 2} | kwargs
     model = seed_tf.MoCo(model or encoder(), **kwargs)
     model.compile(seed_tf.training.SGD(0.05))
@@ -92,9 +93,7 @@ class MoCoTest(parameterized.TestCase):
         keras.utils.set_random_seed(0)
         # Flat colours, each image another one: views keep enough of them.
         images = np.tile(random_images(64, size=1), (1, 8, 8, 1))
-        model = moco(
-            views=seed_tf.views.moco_v2(8), momentum=0.9, queue_size=64
-        )
+        model = moco(views=crop_and_flip(8), momentum=0.9, queue_size=64)
         model.compile(seed_tf.training.SGD(0.2))
         data = tf.data.Dataset.from_tensor_slices(images)
         data = data.batch(32, drop_remainder=True)

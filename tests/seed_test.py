@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.light_views import crop_and_flip
 
 import seed_tf
 from seed_tf import losses
@@ -134,7 +135,7 @@ class StepByStepTest(parameterized.TestCase):
 class KerasModelTest(parameterized.TestCase):
     def model(self, **kwargs):
         student, teacher = towers()
-        kwargs = {"views": seed_tf.views.moco_v2(2), "queue_size": 32} | kwargs
+        kwargs = {"views": crop_and_flip(2), "queue_size": 32} | kwargs
         model = seed_tf.SEED(student=student, teacher=teacher, **kwargs)
         model.compile(seed_tf.training.SGD(0.05))
         return model
@@ -331,7 +332,7 @@ class KerasModelTest(parameterized.TestCase):
             model = seed_tf.SEED(
                 student=student,
                 teacher=towers()[1],
-                views=seed_tf.views.moco_v2(2),
+                views=crop_and_flip(2),
                 queue_size=8,
             )
             model.compile(seed_tf.training.SGD(0.01))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from helpers.light_views import crop_and_flip
 
 import seed_tf
 from seed_tf.acceleration.folded_teacher import FoldedTeacher
@@ -230,7 +231,7 @@ class InTrainingTest(absltest.TestCase):
         model = seed_tf.SEED(
             student=tower(),
             teacher=tower(),
-            views=seed_tf.views.moco_v2(8),
+            views=crop_and_flip(8),
             queue_size=64,
             teacher_temperature=0.05,
             **options,

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.light_views import crop_and_flip
 
 import seed_tf
-from seed_tf import evaluation, views
+from seed_tf import evaluation
 from seed_tf.evaluation import (
     knn,
     nearest_others,
@@ -167,7 +168,7 @@ class MonitorTest(parameterized.TestCase):
         model = seed_tf.SEED(
             student=student,
             teacher=teacher,
-            views=views.moco_v2(8),
+            views=crop_and_flip(8),
             queue_size=64,
         )
         measured = evaluation.NeighbourAgreement(images, teacher)

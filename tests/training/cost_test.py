@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.light_views import crop_and_flip
 
 import seed_tf
 from seed_tf.training import cost, estimate, resources
@@ -84,7 +85,7 @@ class CostTest(parameterized.TestCase):
     def test_step(self):
         batch, dim, size = 16, 6, 50
         student, teacher = tower(4), tower(8)
-        views = seed_tf.views.moco_v2(8)
+        views = crop_and_flip(8)
         shared = {
             "views": views,
             "queue_size": size,
@@ -142,7 +143,7 @@ class CostTest(parameterized.TestCase):
                 model = seed_tf.SEED(
                     student=student,
                     teacher=teacher,
-                    views=seed_tf.views.moco_v2(8),
+                    views=crop_and_flip(8),
                     queue_size=50,
                 )
                 model.compile(seed_tf.training.SGD(0.1))
@@ -153,7 +154,7 @@ class CostTest(parameterized.TestCase):
         batch, dim, size = 16, 6, 50
         shared = {"queue_size": size}
         encoder = tower(4)
-        model = seed_tf.MoCo(encoder, views=seed_tf.views.moco_v2(8), **shared)
+        model = seed_tf.MoCo(encoder, views=crop_and_flip(8), **shared)
         model.compile(seed_tf.training.SGD(0.1))
         step = cost.of_step(model, encoder=encoder, batch_size=batch)
         self.assertEqual(step.flops["loss"], 2 * (2 * batch * size * dim))
@@ -200,7 +201,7 @@ class CostTest(parameterized.TestCase):
         model = seed_tf.SEED(
             student=student,
             teacher=teacher,
-            views=seed_tf.views.moco_v2(8),
+            views=crop_and_flip(8),
             queue_size=50,
         )
         model.compile(seed_tf.training.SGD(0.1))

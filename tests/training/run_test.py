@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.light_views import crop_and_flip
 
 import seed_tf
 from seed_tf.io import files
@@ -54,7 +55,7 @@ def model(rate=0.1, width=4, seed=0):
     model = seed_tf.SEED(
         student=tower(width),
         teacher=tower(6),
-        views=seed_tf.views.moco_v2(8),
+        views=crop_and_flip(8),
         queue_size=50,
         teacher_temperature=0.1,
     )
