@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
 import shlex
 import types
 import typing
@@ -39,6 +40,7 @@ def setting(
     maximum: float | None = None,
     required: bool = False,
     may_differ: bool = False,
+    path: str | None = None,
 ) -> Any:
     """A field of a configuration, for `dataclasses`.
 
@@ -50,6 +52,7 @@ def setting(
         maximum: upper bound of a number, inclusive.
         required: whether a run needs a value other than None.
         may_differ: whether a resumed run may change the value.
+        path: "read" or "written" for a path, see `normal_path`.
     """
     return dataclasses.field(
         default=default,
@@ -60,8 +63,43 @@ def setting(
             "maximum": maximum,
             "required": required,
             "may_differ": may_differ,
+            "path": path,
         },
     )
+
+
+def normal_path(name: str, path: str, use: str = "read") -> str:
+    """Returns a path with `~` replaced and without superfluous slashes.
+
+    Args:
+        name: the argument, for messages.
+        path: str. A URL stays as it is.
+        use: "read" or "written".
+
+    Raises:
+        ValueError: if a URL is to be written.
+
+    >>> normal_path("data_dir", "./d//photos/")
+    'd/photos'
+    """
+    if "://" in path:
+        if use == "written":
+            raise ValueError(
+                f"`{name}` must be on a disk of this machine, or mounted. "
+                f"Received: {name}={path!r}. Copy the files there afterwards."
+            )
+        return path
+    return path and str(pathlib.PurePath(os.path.expanduser(path)))
+
+
+def normal_value(field: dataclasses.Field, value: Any) -> Any:
+    """Returns the value of a setting; a path, or several, by `normal_path`."""
+    use = field.metadata.get("path")
+    if use and isinstance(value, tuple):
+        return tuple(normal_path(field.name, x, use) for x in value)
+    if use and isinstance(value, str):
+        return normal_path(field.name, value, use)
+    return value
 
 
 TEACHER_HELP = (
@@ -81,7 +119,7 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = _converted(self, field)
+            value = normal_value(field, _converted(self, field))
             object.__setattr__(self, field.name, value)
             _check_range(field, value)
 
@@ -110,7 +148,9 @@ class ViewsConfig(Config):
         "(embedded, to try things out) or a TensorFlow Datasets name.",
     )
     data_dir: str | None = setting(
-        None, "The folder, the TSV file, or where TFDS data lies."
+        None,
+        "The folder, the TSV file, or where TFDS data lies.",
+        path="read",
     )
     split: str = setting("train", "Split of the dataset to train on.")
     download: bool = setting(
@@ -178,10 +218,18 @@ class RunConfig(ViewsConfig):
         "Folder for all files of the run.",
         required=True,
         may_differ=True,
+        path="written",
     )
     overwrite: bool = setting(
         False,
         "Remove the run in the output folder and start anew.",
+        may_differ=True,
+    )
+    data_changed: str = setting(
+        "refuse",
+        "What to do if images have come, gone or changed since the run began. "
+        "'continue' keeps the number of steps, and the held-out images out.",
+        choices=("refuse", "continue"),
         may_differ=True,
     )
     dry_run: bool = setting(
@@ -202,7 +250,9 @@ class RunConfig(ViewsConfig):
         minimum=0,
     )
     knn_data_dir: str | None = setting(
-        None, "Labelled images for k-NN. The default is `data_dir`."
+        None,
+        "Labelled images for k-NN. The default is `data_dir`.",
+        path="read",
     )
     knn_splits: tuple[str, ...] = setting(
         ("train", "test"),
@@ -243,6 +293,12 @@ class RunConfig(ViewsConfig):
             )
 
     @classmethod
+    def paths(cls) -> list[str]:
+        """Returns the names of settings that are paths."""
+        fields = dataclasses.fields(cls)
+        return [field.name for field in fields if field.metadata["path"]]
+
+    @classmethod
     def may_differ(cls) -> list[str]:
         """Returns the names of settings that a resumed run may change."""
         fields = dataclasses.fields(cls)
@@ -273,7 +329,9 @@ class DistillConfig(RunConfig):
 
     command: typing.ClassVar[str] = "distill"
 
-    teacher: str | None = setting(None, TEACHER_HELP, required=True)
+    teacher: str | None = setting(
+        None, TEACHER_HELP, required=True, path="read"
+    )
     student: str = setting("mobilenet_v3_large", "Backbone, by name.")
     hidden_dim: int | None = setting(
         None,
@@ -299,6 +357,7 @@ class DistillConfig(RunConfig):
         None,
         "Folder of a cache that `seed-tf cache` made with this teacher, images "
         "and views. Training then skips the teacher. See docs/view_cache.md.",
+        path="read",
     )
 
 

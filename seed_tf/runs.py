@@ -155,7 +155,9 @@ def _run(config, log):
         },
         defaults=type(config)().as_dict(),
         overwrite=config.overwrite,
-        ignore=("command", *config.may_differ()),
+        # `RunImages` compares the data.
+        ignore=("command", "data", *config.may_differ()),
+        paths=config.paths(),
         chief=devices.is_chief(),
     )
     strategy = devices.make_strategy(config.strategy, config.tpu)
@@ -172,7 +174,7 @@ def _earlier_precision(config):
     """Returns the precision of the run in the output folder, or None."""
     if config.overwrite:
         return None
-    return training.read_config(config.output).get("precision")
+    return training.earlier_config(config.output).get("precision")
 
 
 def _run_in(folder, config, strategy, log):
@@ -180,7 +182,14 @@ def _run_in(folder, config, strategy, log):
     cache = distils and config.view_cache and ViewCache(config.view_cache)
     views = recipes.build_views(config)
     num_views = 1 if distils and config.same_view else 2
-    images = RunImages(config, views, num_views, cache or None)
+    images = RunImages(
+        config,
+        views,
+        num_views,
+        cache or None,
+        begun=folder.earlier.get("data"),
+        held_out_names=folder.read("held_out.json", list),
+    )
     teacher = None
     with strategy.scope():
         if distils:
@@ -214,7 +223,9 @@ def _run_in(folder, config, strategy, log):
         log(training.dry_run(model, teacher=teacher, **plan))
         return RunResult(folder.path)
     fingerprint = teacher and training.fingerprint(teacher)
-    folder.claim(teacher_fingerprint=fingerprint)
+    folder.claim(teacher_fingerprint=fingerprint, data=images.identity)
+    if folder.chief and images.held_out_names:
+        folder.write("held_out.json", images.held_out_names)
     devices.barrier(strategy)
     try:
         summary = _train(folder, config, model, teacher, images, plan, log)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -39,6 +40,16 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(found.knn_splits, ("a", "b"))
         restored = json.loads(json.dumps(found.as_dict()))
         self.assertEqual(DistillConfig(**restored), found)
+
+    def test_paths_are_normalised(self):
+        config = DistillConfig(
+            data_dir="~/photos/", output="./a//../b/", teacher="hub://x//y"
+        )
+        self.assertEqual(config.data_dir, os.path.expanduser("~/photos"))
+        self.assertEqual(config.output, "a/../b")
+        self.assertEqual(config.teacher, "hub://x//y")
+        with self.assertRaisesRegex(ValueError, "`output` must be on a disk"):
+            DistillConfig(output="gs://bucket/run")
 
     def test_required_settings(self):
         with self.assertRaisesRegex(ValueError, "`output` must be given"):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from helpers.runs import state, tiny_teacher
+from helpers.runs import pictures, state, tiny_teacher
 
 import seed_tf
 from seed_tf import runs
@@ -108,6 +109,23 @@ class DistillTest(parameterized.TestCase):
             ValueError, r"seed: 0 there, 4 here\. .*`overwrite=True`"
         ):
             self.distill(precision="auto", seed=4)
+
+    def test_a_finished_run_does_not_train_on_other_images(self):
+        changes = {"data": pictures("photos", 40), "batch_size": 8}
+        changes |= {"output": "run", "held_out": 2}
+        self.assertEqual(self.distill(**changes).metrics["step"], 4)
+        self.assertLen(
+            json.loads(pathlib.Path("run/held_out.json").read_text()), 2
+        )
+        shutil.copytree("photos", "photos/more")
+        with self.assertRaisesRegex(
+            ValueError, "changed since this run began: 40 then, 80 now"
+        ):
+            self.distill(**changes)
+        result = self.distill(**changes, data_changed="continue")
+        self.assertEqual(result.metrics["step"], 4)
+        self.assertIn("Going on after step 4 of 4.", self.log)
+        self.assertEqual(config_of("run")["data"]["images"], 80)
 
     @pytest.mark.slow
     def test_a_setting_that_older_code_lacked_has_its_default(self):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ViewsConfig):
-    encoder: str = setting(None, TEACHER_HELP, required=True)
+    encoder: str = setting(None, TEACHER_HELP, required=True, path="read")
     max_images: int = setting(4096, "Images to read at most.", minimum=64)
     teacher_temperature: float = setting(
         0.01, "The temperature to judge: a warning says if it does not suit."
@@ -33,7 +33,9 @@ class Settings(ViewsConfig):
         65536, "The queue size to judge, likewise.", minimum=1
     )
     output: str | None = setting(
-        None, "Folder for advice.json, advice.png and report.html."
+        None,
+        "Folder for advice.json, advice.png and report.html.",
+        path="written",
     )
 
 

@@ -21,7 +21,7 @@ from seed_tf.config import TEACHER_HELP, ViewsConfig, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ViewsConfig):
-    teacher: str = setting(None, TEACHER_HELP, required=True)
+    teacher: str = setting(None, TEACHER_HELP, required=True, path="read")
     views_per_image: int = setting(8, "Fixed views of each image.", minimum=1)
     teacher_precision: str | None = setting(
         None,
@@ -29,7 +29,9 @@ class Settings(ViewsConfig):
         "docs/performance.md.",
         choices=("float32", "bfloat16"),
     )
-    output: str = setting(None, "Folder of the cache.", required=True)
+    output: str = setting(
+        None, "Folder of the cache.", required=True, path="written"
+    )
 
 
 def run(call: Call[Settings]) -> None:

@@ -25,15 +25,17 @@ SOURCES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    encoder: str | None = setting(None, "The file or run folder to convert.")
-    output: str | None = setting(None, "The file to write.")
+    encoder: str | None = setting(
+        None, "The file or run folder to convert.", path="read"
+    )
+    output: str | None = setting(None, "The file to write.", path="written")
     to: str = setting(
         "keras",
         "'torch' writes a state dict: in torchvision's layout for a ResNet, "
         "else in the layout of SEED's authors.",
         choices=("keras", "torch"),
     )
-    explain: str | None = setting(None, "A file to explain.")
+    explain: str | None = setting(None, "A file to explain.", path="read")
     source: str = setting(
         "auto",
         "Origin of the file; 'auto' recognises its keys. 'seed_teacher' takes "
@@ -46,7 +48,7 @@ class Settings:
         "encoder gives pooled features.",
     )
     data_dir: str | None = setting(
-        None, "Folder of images for --explain to embed."
+        None, "Folder of images for --explain to embed.", path="read"
     )
     image_size: int = setting(
         224, "Pixels of the images' centre crops.", minimum=32

@@ -30,13 +30,16 @@ class Settings:
         "A .keras file, run folder or published checkpoint, or a random "
         "network: 'untrained:resnet18'.",
         required=True,
+        path="read",
     )
     dataset: str = setting(
         "synthetic_detection",
         "A TFDS name with boxes, 'voc/2007', 'coco/2017', or "
         "'synthetic_detection': generated images of digits on black squares.",
     )
-    data_dir: str | None = setting(None, "Where the TFDS data lies.")
+    data_dir: str | None = setting(
+        None, "Where the TFDS data lies.", path="read"
+    )
     download: bool = setting(False, "Download and prepare the data.")
     train_split: str = setting("train", "To fine-tune on.")
     test_split: str = setting(
@@ -64,6 +67,7 @@ class Settings:
         None,
         "Folder for detection/: results.json, .csv, .md, .png and "
         "detections.png.",
+        path="written",
     )
 
 

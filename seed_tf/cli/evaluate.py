@@ -33,6 +33,7 @@ class Settings:
         "A .keras file, run folder or published checkpoint, or a random "
         "network: 'untrained:resnet18', 'untrained:resnet18:cifar'.",
         required=True,
+        path="read",
     )
     protocol: tuple[str, ...] = setting(
         ("knn", "linear"),
@@ -44,7 +45,9 @@ class Settings:
     dataset: str = setting(
         "folder", "'folder' of class folders, 'digits' or a TFDS name."
     )
-    data_dir: str | None = setting(None, "The folder, or where TFDS data lies.")
+    data_dir: str | None = setting(
+        None, "The folder, or where TFDS data lies.", path="read"
+    )
     download: bool = setting(
         False, "Download and prepare a TensorFlow Dataset."
     )
@@ -85,6 +88,7 @@ class Settings:
         None,
         "A file of image names, one per line, to fine-tune on: SimCLR's "
         "1percent.txt, 10percent.txt.",
+        path="read",
     )
     fine_tune_learning_rate: float = setting(
         0.05, "Per 256 images; scaled linearly.", minimum=0.0
@@ -100,11 +104,13 @@ class Settings:
         None,
         "Folder for features, which a later call reads. The default is "
         "'features' in --output.",
+        path="written",
     )
     output: str | None = setting(
         None,
         "Folder for results.json, .csv, .md, .png. Earlier results on the same "
         "data stay in the table.",
+        path="written",
     )
 
 

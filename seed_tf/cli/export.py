@@ -33,6 +33,7 @@ class Settings:
         None,
         "A run folder, .keras file or published checkpoint.",
         required=True,
+        path="read",
     )
     format: tuple[str, ...] = repeated(
         ("saved_model",),
@@ -42,7 +43,9 @@ class Settings:
     precision: tuple[str, ...] = repeated(
         ("float32",), "Arithmetic of litert.", choices=PRECISIONS
     )
-    output: str = setting(None, "Folder for all files.", required=True)
+    output: str = setting(
+        None, "Folder for all files.", required=True, path="written"
+    )
     name: str | None = setting(
         None, "Name of the model. The default is the run's."
     )
@@ -53,17 +56,20 @@ class Settings:
         None,
         "Folder of typical images: 256 of them check the export and calibrate "
         "int8. litert and onnx need the folder.",
+        path="read",
     )
     labels_dir: str | None = setting(
         None,
         "Folder with train and test, each of class folders. saved_model trains "
         "a linear probe on them for its signature 'classify'; litert and onnx "
         "report k-NN top-1 before and after.",
+        path="read",
     )
     index: str | None = setting(
         None,
         "Folder of an index by seed-tf search, for saved_model's signature "
         "'nearest'.",
+        path="read",
     )
     k: int = setting(
         10, "Labels and neighbours in an answer, at most.", minimum=1

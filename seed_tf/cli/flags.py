@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from absl import flags
 from absl import logging as _logging  # defines --verbosity
 
-from seed_tf.config import setting
+from seed_tf.config import normal_value, setting
 
 Settings = TypeVar("Settings")
 Error = flags.Error
@@ -145,11 +145,17 @@ class Command(Generic[Settings]):
         _, *arguments = values([name, *words])
         if arguments and not self.arguments:
             raise Error(f"Expected only flags. Received: {arguments[0]!r}.")
-        given = {
-            field.name: _frozen(values[field.name].value)
-            for field in fields
-            if values[field.name].present
-        }
+        try:
+            given = {
+                field.name: normal_value(
+                    field, _frozen(values[field.name].value)
+                )
+                for field in fields
+                if values[field.name].present
+            }
+        except ValueError as error:
+            names = [field.name for field in fields]
+            raise Error(as_flags(str(error), names)) from error
         if not (self.instead and self.instead(given)):
             self._check_required(given)
         texts = {
@@ -165,7 +171,8 @@ class Command(Generic[Settings]):
         missing = [
             f"--{field.name}"
             for field in dataclasses.fields(self.settings)
-            if field.metadata["required"] and given.get(field.name) is None
+            if field.metadata["required"]
+            and given.get(field.name) in (None, "", ())
         ]
         if missing:
             raise Error(f"{' and '.join(missing)} must be given.")

@@ -10,7 +10,9 @@ from seed_tf.config import setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    output: str = setting("runs/quickstart", "Folder for the results.")
+    output: str = setting(
+        "runs/quickstart", "Folder for the results.", path="written"
+    )
     seeds: int = setting(
         3,
         "Students of each kind. Each starts from its own seed.",

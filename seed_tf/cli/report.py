@@ -22,9 +22,12 @@ class Settings:
         (),
         "A results.json of seed-tf evaluate, for the runs that it names. The "
         "results.json in a run's own folder is always read.",
+        path="read",
     )
     output: str | None = setting(
-        None, "Folder for report.html, .md, .json and the figures."
+        None,
+        "Folder for report.html, .md, .json and the figures.",
+        path="written",
     )
 
 

@@ -25,10 +25,15 @@ MOVED = f"{ENCODER} Needed only if it has moved since the index was made."
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexSettings:
     data_dir: str = setting(
-        None, "Folder of images, with any other files.", required=True
+        None,
+        "Folder of images, with any other files.",
+        required=True,
+        path="read",
     )
-    encoder: str = setting(None, ENCODER, required=True)
-    index: str = setting(None, "Folder of the index.", required=True)
+    encoder: str = setting(None, ENCODER, required=True, path="read")
+    index: str = setting(
+        None, "Folder of the index.", required=True, path="written"
+    )
     output_layer: str = setting(
         "features",
         "'features', before the projection head, as the paper evaluates; or "
@@ -45,17 +50,25 @@ class IndexSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuerySettings:
-    index: str = setting(None, "Folder of the index.", required=True)
-    image: tuple[str, ...] = repeated((), "A picture.", required=True)
-    encoder: str | None = setting(None, MOVED)
+    index: str = setting(
+        None, "Folder of the index.", required=True, path="read"
+    )
+    image: tuple[str, ...] = repeated(
+        (), "A picture.", required=True, path="read"
+    )
+    encoder: str | None = setting(None, MOVED, path="read")
     k: int = setting(10, "Neighbours.", minimum=1)
-    output: str | None = setting(None, "A PNG to draw neighbours to.")
+    output: str | None = setting(
+        None, "A PNG to draw neighbours to.", path="written"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    index: str = setting(None, "Folder of the index.", required=True)
-    encoder: str | None = setting(None, MOVED)
+    index: str = setting(
+        None, "Folder of the index.", required=True, path="read"
+    )
+    encoder: str | None = setting(None, MOVED, path="read")
     port: int = setting(
         8000, "Port of the page, 0 for any.", minimum=0, maximum=65535
     )

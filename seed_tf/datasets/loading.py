@@ -239,7 +239,8 @@ def load(
         description.source.check_labelled()
     sampler = _sampler(
         total=description.size,
-        data=f"split {split!r} of {name!r}",
+        data=f"split {split!r}"
+        + (f" of {name!r}" if isinstance(name, str) else ""),
         batch_size=batch_size,
         drop_remainder=shuffle if drop_remainder is None else drop_remainder,
         shuffle=shuffle,

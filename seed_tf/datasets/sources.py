@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,13 @@ class Source(abc.ABC):
 
     def path(self, number: int) -> str | None:
         """Returns the path of an image's own file, None if it has none."""
+        return None
+
+    def key(self, number: int) -> str | None:
+        """Returns a name that an image keeps when other images come or go.
+
+        The name is None if images are known by their place only.
+        """
         return None
 
     @functools.cached_property
@@ -188,11 +195,12 @@ class Folder(Source):
     def path(self, number: int) -> str:
         return self._files[number][0]
 
+    def key(self, number: int) -> str:
+        return self.path(number).removeprefix(self._root).lstrip(os.sep)
+
     def contents(self) -> Iterator[Any]:
         for number in range(self.size):
-            path = self.path(number)
-            name = path.removeprefix(self._root).lstrip(os.sep)
-            yield name, os.stat(path).st_size
+            yield self.key(number), os.stat(self.path(number)).st_size
 
     def versions(self) -> Iterator[Any]:
         for number in range(self.size):
@@ -214,6 +222,35 @@ class Folder(Source):
             parts = path.split(os.sep)
             names[int(label)] = parts[parts[0] == self._split]
         return names
+
+
+class Subset(Source):
+    """Some images of a source whose images have a `key`.
+
+    Args:
+        source: `Source`.
+        numbers: the images' numbers in the source, ascending.
+    """
+
+    def __init__(self, source: Source, numbers: Sequence[int]):
+        self._source, self._numbers = source, np.array(numbers, np.int64)
+        self.size, self.unlabelled = len(numbers), source.unlabelled
+
+    def fetch(self, number: int) -> tuple[bytes, int]:
+        return self._source.fetch(self._numbers[number])
+
+    def name(self, number: int) -> str:
+        return self._source.name(self._numbers[number])
+
+    def path(self, number: int) -> str | None:
+        return self._source.path(self._numbers[number])
+
+    def key(self, number: int) -> str | None:
+        return self._source.key(self._numbers[number])
+
+    def contents(self) -> Iterator[Any]:
+        yield self._numbers.tobytes()
+        yield from self._source.contents()
 
 
 class TSV(Source):

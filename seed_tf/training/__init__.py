@@ -8,7 +8,7 @@ from seed_tf.training.checkpointing import Checkpoints
 from seed_tf.training.estimate import dry_run
 from seed_tf.training.report import write_run_report
 from seed_tf.training.run import train
-from seed_tf.training.run_folder import RunFolder, read_config
+from seed_tf.training.run_folder import RunFolder, earlier_config
 from seed_tf.training.saving import Stopped
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "SGD",
     "Stopped",
     "dry_run",
+    "earlier_config",
     "fingerprint",
-    "read_config",
     "train",
     "warmup_cosine",
     "write_run_report",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _NO_SETTINGS = {
     *("command", "output", "overwrite", "dry_run", "download", "recipe"),
     *("checkpoint_minutes", "max_corrupt_fraction", "teacher_fingerprint"),
+    *("data", "data_changed"),
 }
 _FINAL = ("loss", "gap", "agreement", "knn")
 # Columns on the x axis of accuracy: label of the axis, format of its numbers

@@ -11,20 +11,22 @@ from typing import Any
 import keras
 
 from seed_tf.acceleration import precision
+from seed_tf.config import normal_path
 from seed_tf.encoders import Encoder
 from seed_tf.io.files import (
     as_json,
     atomic_write,
     read_json,
-    reason,
     write_json,
 )
 from seed_tf.io.locks import folder_lock
+from seed_tf.io.text import reason, shown
 
 _WRITTEN = (  # `overwrite` removes these files and folders, no others
     "config.json",
     "metrics.jsonl",
     "summary.json",
+    "held_out.json",
     "student.keras",
     "backbone.keras",
     "report.html",
@@ -32,6 +34,7 @@ _WRITTEN = (  # `overwrite` removes these files and folders, no others
     "checkpoints",
     "events",
 )
+_TRAINED = ("checkpoints", "student.keras", "backbone.keras")
 _LEAST_BYTES = 100e6  # the smallest run writes as much
 
 
@@ -39,8 +42,8 @@ class RunFolder:
     """The folder of a run, with the `config.json` that describes it.
 
     A folder with a `config.json` belongs to the run described there. Only the
-    same run may use the folder again. Nothing is written or removed before
-    `claim`.
+    same run may use the folder again, unless that run ended before its first
+    checkpoint. Nothing is written or removed before `claim`.
 
     Args:
         path: the folder, made if missing.
@@ -48,6 +51,7 @@ class RunFolder:
         defaults: values of keys that an older `config.json` lacks.
         overwrite: whether to remove an earlier run and start anew.
         ignore: keys of `config` that a resumed run may change.
+        paths: keys of `config` that are paths.
         chief: whether this worker of the run writes files.
 
     Raises:
@@ -63,10 +67,12 @@ class RunFolder:
         defaults: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         ignore: Iterable[str] = (),
+        paths: Iterable[str] = (),
         chief: bool = True,
     ):
         self.path, self.chief = path, chief
-        self._overwrite, self._ignore = overwrite, set(ignore)
+        self._overwrite = overwrite
+        self._ignore, self._paths = set(ignore), set(paths)
         self._config = as_json(config)
         self._defaults = as_json(defaults or {})
         self._lock = contextlib.ExitStack()
@@ -80,6 +86,11 @@ class RunFolder:
             )
         self._check_space(existing, _LEAST_BYTES)
         self._compare()
+
+    @property
+    def earlier(self) -> dict[str, Any]:
+        """`config.json` of the run to go on with; {} without such a run."""
+        return {} if self._overwrite else earlier_config(self.path)
 
     def claim(self, **more: Any) -> None:
         """Takes the folder for this run, and locks out other processes.
@@ -98,10 +109,14 @@ class RunFolder:
             return
         self._lock.enter_context(folder_lock(self.path))
         try:
-            if self._overwrite:
+            if self._overwrite or (
+                "launcher" in read_json(self.file("config.json"), {})
+                and not self.earlier
+            ):
                 self._remove()
             self.write("config.json", self._config)
         except OSError as error:
+            self.close()
             raise OSError(
                 f"The output folder {self.path!r} cannot be written: "
                 f"{reason(error)}."
@@ -111,9 +126,9 @@ class RunFolder:
         """Returns the path of a file of the run."""
         return os.path.join(self.path, *names)
 
-    def read(self, name: str) -> dict[str, Any]:
-        """Reads a JSON file of the run; {} without the file."""
-        return read_json(self.file(name), {})
+    def read(self, name: str, kind: type = dict) -> Any:
+        """Reads a JSON file of the run; an empty dict or list without it."""
+        return read_json(self.file(name), kind(), kind)
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file atomically."""
@@ -137,13 +152,17 @@ class RunFolder:
             )
 
     def _compare(self):
-        earlier = {} if self._overwrite else read_config(self.path)
+        earlier = self.earlier
         if not earlier:
             return
         earlier = {**self._defaults, **earlier}
+        for key in self._paths:
+            if isinstance(earlier.get(key), str):
+                earlier[key] = normal_path(key, earlier[key])
         absent = "(absent)"
         differences = [
-            f"{key}: {earlier.get(key, absent)!r} there, {value!r} here"
+            f"{key}: {shown(earlier.get(key, absent))} there, "
+            f"{shown(value)} here"
             for key, value in sorted(self._config.items())
             if key not in self._ignore and earlier.get(key, absent) != value
         ]
@@ -164,9 +183,15 @@ class RunFolder:
                 os.remove(path)
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Reads the `config.json` of a run; {} without the file."""
-    return read_json(os.path.join(path, "config.json"), {})
+def earlier_config(path: str) -> dict[str, Any]:
+    """Reads the `config.json` of a run that has trained; {} without one.
+
+    A run that ended before its first checkpoint has nothing to go on with.
+    """
+    config = read_json(os.path.join(path, "config.json"), {})
+    checkpoints, *encoders = (os.path.join(path, name) for name in _TRAINED)
+    trained = os.path.isdir(checkpoints) and os.listdir(checkpoints)
+    return config if trained or any(map(os.path.exists, encoders)) else {}
 
 
 class EncoderFiles:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import pathlib
 import signal
 import subprocess
@@ -188,6 +189,38 @@ class FlagsTest(parameterized.TestCase):
             "distill", call.words()[1:], ""
         )
         self.assertEqual(again.given, given)
+
+    @parameterized.parameters(*main.COMMANDS)
+    def test_folders_are_normalised(self, name):
+        paths = {
+            *("data_dir", "labels_dir", "knn_data_dir", "cache_dir", "output"),
+            *("teacher", "view_cache", "index", "image", "explain"),
+            *("label_list", "results"),
+        }
+        if name != "pretrain":  # its encoder is the name of a network
+            paths.add("encoder")
+        commands = importlib.import_module(f"seed_tf.cli.{name}").COMMAND
+        if not isinstance(commands, dict):
+            commands = {name: commands}
+        for each in commands.values():
+            for field in dataclasses.fields(each.settings):
+                with self.subTest(field.name):
+                    self.assertEqual(
+                        bool(field.metadata["path"]), field.name in paths
+                    )
+
+    def test_a_path_of_a_flag(self):
+        for words, message in (
+            (("evaluate", "--output=gs://b/r"), "--output must be on a disk"),
+            (("search", "index", "--index=s3://b"), "--index must be on a d"),
+            (("cache", "--output="), "--teacher and --output must be given"),
+        ):
+            self.assertRegex(command(*words, code=1), f"^Error: {message}")
+        call = flags.Command(DistillConfig, print).parse(
+            "distill", ["--output=~/o/", "--teacher=./t/"], ""
+        )
+        home = os.path.expanduser("~")
+        self.assertEqual(call.given, {"output": f"{home}/o", "teacher": "t"})
 
     @parameterized.parameters(
         ("Use `overwrite=True`.", "Use --overwrite."),

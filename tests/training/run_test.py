@@ -415,10 +415,36 @@ class RunFolderTest(parameterized.TestCase):
         super().setUp()
         self.path = self.create_tempdir().full_path
 
+    def train(self):
+        os.makedirs(os.path.join(self.path, "checkpoints", "step-000000001"))
+
+    def test_a_failed_start_does_not_refuse_the_corrected_command(self):
+        folder = RunFolder(self.path, {"launcher": "distill", "epochs": 2})
+        folder.claim()
+        folder.write("summary.json", {"ended": "Out of memory"})
+        folder.close()
+        notes = os.path.join(self.path, "notes.txt")
+        pathlib.Path(notes).write_text("mine")
+        corrected = RunFolder(self.path, {"launcher": "distill", "epochs": 3})
+        corrected.claim()
+        corrected.close()
+        self.assertCountEqual(
+            os.listdir(self.path), ["config.json", "notes.txt"]
+        )
+        self.assertEqual(corrected.read("config.json")["epochs"], 3)
+
+    def test_a_path_is_the_same_however_it_is_written(self):
+        RunFolder(self.path, {"data_dir": "./d//photos/"}).claim()
+        self.train()
+        RunFolder(self.path, {"data_dir": "d/photos"}, paths=["data_dir"])
+        with self.assertRaisesRegex(ValueError, "data_dir: 'd/photos' there"):
+            RunFolder(self.path, {"data_dir": "d/x"}, paths=["data_dir"])
+
     def test_other_settings_are_refused_by_name(self):
         folder = RunFolder(self.path, {"epochs": 2, "seed": 1, "output": "a"})
         folder.claim(teacher="x")
         folder.close()
+        self.train()
         with self.assertRaisesRegex(
             ValueError, r"other settings\. epochs: 2 there, 3 here\. .*`overw"
         ):
@@ -433,6 +459,7 @@ class RunFolderTest(parameterized.TestCase):
 
     def test_a_key_that_older_code_lacked_has_its_default(self):
         RunFolder(self.path, {"epochs": 2}).claim()
+        self.train()
         config, defaults = {"epochs": 2, "seed": 0}, {"seed": 0}
         RunFolder(self.path, config, defaults=defaults)
         with self.assertRaisesRegex(ValueError, "seed: 0 there, 1 here"):
@@ -445,11 +472,11 @@ class RunFolderTest(parameterized.TestCase):
         folder = RunFolder(self.path, {"seed": 2}, overwrite=True)
         self.assertIn("checkpoints", os.listdir(self.path))  # until claimed
         folder.claim()
+        folder.close()
         self.assertCountEqual(
             os.listdir(self.path), ["config.json", "notes.txt"]
         )
         self.assertEqual(folder.read("config.json"), {"seed": 2})
-        folder.close()
 
     def test_one_process_at_a_time(self):
         first = RunFolder(self.path, {})
