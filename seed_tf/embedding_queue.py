@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from seed_tf.arguments import integer
+
 
 @keras.saving.register_keras_serializable(package="seed_tf")
 class EmbeddingQueue(keras.layers.Layer):
@@ -41,16 +43,12 @@ class EmbeddingQueue(keras.layers.Layer):
         # The queue is float32 under every mixed-precision policy.
         kwargs.update(dtype="float32", trainable=False)
         super().__init__(**kwargs)
-        for name, value in (("size", size), ("dim", dim)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be a positive integer. "
-                    f"Received: {name}={value!r}."
-                )
-        self.size, self.dim, self.seed = size, dim, seed
+        self.size = integer("size", size)
+        self.dim = integer("dim", dim)
+        self.seed = seed
         self.embeddings = self.add_weight(
             name="embeddings",
-            shape=(size, dim),
+            shape=(self.size, self.dim),
             initializer=_RandomUnitVectors(seed),
             trainable=False,
             aggregation="only_first_replica",

@@ -10,13 +10,16 @@ from keras import ops
 
 from seed_tf import losses, random, replicas
 from seed_tf.acceleration.plan import Plan
+from seed_tf.arguments import integer
 from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.embeddings import cosine, spread
 from seed_tf.grouped_batch_norm import in_groups
+from seed_tf.images import images_of
 from seed_tf.keras_internals import all_layers
 from seed_tf.trainer import (
     Trainer,
     check_encoder,
+    check_trainable,
     noise_image,
     remember_image_size,
 )
@@ -60,8 +63,8 @@ class MoCo(Trainer):
     queries, 0 when they collapse; "queue_filled"; "gradient_norm".
 
     Raises:
-        ValueError: if the encoder does not give finite `[B, D]` embeddings or
-            an argument is out of range.
+        ValueError: if the encoder does not give finite `[B, D]` embeddings,
+            is frozen, or an argument is out of range.
 
     Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297 (v2).
     """
@@ -87,11 +90,7 @@ class MoCo(Trainer):
                 "`momentum` must be in [0, 1); the paper uses 0.999. "
                 f"Received: momentum={momentum}."
             )
-        if not isinstance(shuffle_groups, int) or shuffle_groups < 1:
-            raise ValueError(
-                "`shuffle_groups` must be a positive integer. "
-                f"Received: shuffle_groups={shuffle_groups!r}."
-            )
+        shuffle_groups = integer("shuffle_groups", shuffle_groups)
         super().__init__(
             views=views, seed=seed, acceleration=acceleration, name=name
         )
@@ -99,6 +98,7 @@ class MoCo(Trainer):
         if len(samples) != 1:
             raise ValueError("MoCo takes views of one size, not multi_crop.")
         dim = check_encoder(encoder, "encoder", samples)
+        check_trainable(encoder, "encoder")
         count = self.distribute_strategy.num_replicas_in_sync
         remember_image_size(encoder, views, samples)
         self.encoder = encoder
@@ -109,11 +109,13 @@ class MoCo(Trainer):
         self.momentum_encoder.set_weights(encoder.get_weights())
         self.acceleration.add(self.encoder)
         self.acceleration.add(self.momentum_encoder)
-        self.queue_size = queue_size
+        self.queue_size = integer("queue_size", queue_size)
         self.temperature = temperature
         self.momentum = momentum
         self.shuffle_groups = shuffle_groups
-        self.queue = EmbeddingQueue(queue_size, dim, seed=seed, name="queue")
+        self.queue = EmbeddingQueue(
+            queue_size, dim, seed=self.seed, name="queue"
+        )
         self.track(
             *("loss", "accuracy", "cosine", "spread"),
             *("queue_filled", "gradient_norm"),
@@ -122,11 +124,11 @@ class MoCo(Trainer):
 
     def call(self, images, training=False):
         # Float32 as in training: not every keras.Model takes uint8.
-        images = ops.cast(images, "float32")
+        images = ops.cast(images_of(images), "float32")
         return self.encoder(images, training=training)
 
     def train_step(self, data):
-        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        images = images_of(data)
         if images.shape[0] is None:
             raise ValueError(
                 "MoCo shuffles its batches and needs to know their size: call "
@@ -166,7 +168,7 @@ class MoCo(Trainer):
 
     def test_step(self, data):
         """The held-out loss: the same views each time, queue untouched."""
-        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        images = images_of(data)
         step = ops.cast(-1, "int64")
         (query_view,) = self.augment(images, step, stream=0)
         (key_view,) = self.augment(images, step, stream=1)

@@ -12,11 +12,14 @@ from keras import ops
 
 from seed_tf import losses, replicas
 from seed_tf.acceleration.plan import Plan
+from seed_tf.arguments import integer
 from seed_tf.embedding_queue import EmbeddingQueue
 from seed_tf.embeddings import cosine, l2_normalise, spread
+from seed_tf.images import images_of
 from seed_tf.trainer import (
     Trainer,
     check_encoder,
+    check_trainable,
     noise_image,
     remember_image_size,
 )
@@ -77,7 +80,8 @@ class SEED(Trainer):
     Raises:
         TypeError: if an argument is positional.
         ValueError: if student or teacher do not give finite `[B, D]`
-            embeddings, the widths differ, or an argument is out of range.
+            embeddings, the widths differ, the student is frozen, or an
+            argument is out of range.
 
     Source: Fang et al., ICLR 2021, arXiv 2101.04731, section 3.
 
@@ -146,21 +150,24 @@ class SEED(Trainer):
         remember_image_size(student, views, samples)
         self.student, self.teacher = student, teacher
         self.teacher.trainable = False
+        check_trainable(student, "student")
         self.teacher_precision = teacher_precision
         self.acceleration.add(student)
         self.embed_by_teacher = self.acceleration.fold(
             teacher, teacher_precision, teacher_temperature
         )
-        self.queue_size = queue_size
+        self.queue_size = integer("queue_size", queue_size)
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.objective = objective
         self.same_view = same_view
-        self.queue = EmbeddingQueue(queue_size, dim, seed=seed, name="queue")
+        self.queue = EmbeddingQueue(
+            queue_size, dim, seed=self.seed, name="queue"
+        )
         self.small_queue = None
         if len(samples) > 1:
             self.small_queue = EmbeddingQueue(
-                queue_size, dim, seed=seed + 1, name="small_queue"
+                queue_size, dim, seed=self.seed + 1, name="small_queue"
             )
         points = ops.convert_to_tensor(self.queue.embeddings)
         _, measured = self._objective(points[:1], points[:1], points)
@@ -175,11 +182,11 @@ class SEED(Trainer):
 
     def call(self, images, training=False):
         # Float32 as in training: not every keras.Model takes uint8.
-        images = ops.cast(images, "float32")
+        images = ops.cast(images_of(images), "float32")
         return self.student(images, training=training)
 
     def train_step(self, data):
-        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        images = images_of(data)
         self.reset_dropout_seeds(self.student)
         forward_and_back = self.xla(self._forward_and_back)
         targets, loss, health, gradients = forward_and_back(images)
@@ -210,7 +217,7 @@ class SEED(Trainer):
 
     def test_step(self, data):
         """The held-out loss: the same views each time, queue untouched."""
-        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+        images = images_of(data)
         step = ops.cast(-1, "int64")
         loss, health = self._distil(*self._views_and_targets(images, step))
         return self.log(loss=loss, **health)

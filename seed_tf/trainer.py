@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from seed_tf import keras_internals, random, replicas
 from seed_tf.acceleration.plan import Acceleration, Plan
 from seed_tf.embeddings import l2_normalise
 from seed_tf.encoders.encoder import Encoder
-from seed_tf.images import check_channels, check_value_range
+from seed_tf.images import ImageModel, check_channels
 
 NOT_FINITE = (
     "Checkpoints saved before are intact. Lower the learning rate, warm up "
@@ -26,7 +28,7 @@ NOT_FINITE = (
 _DATASETS = (tf.data.Dataset, tf.distribute.DistributedDataset)
 
 
-class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
+class Trainer(keras_internals.BuiltBeforeFit, ImageModel):
     """A network that learns to follow a second one, which gets no gradient.
 
     Subclasses write `train_step`, from the parts that this class has. All
@@ -57,11 +59,22 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
         acceleration: Plan | str | None = "auto",
         name: str | None = None,
     ):
+        # The functions of seed_tf.views make views, they are none.
+        if (
+            not callable(views)
+            or inspect.isclass(views)
+            or getattr(views, "__module__", "").startswith("seed_tf.views.")
+            and inspect.isfunction(views)
+        ):
+            raise ValueError(
+                "`views` must be a layer or a function of images, such as "
+                f"seed_tf.views.moco_v2(224). Received: views={views!r}."
+            )
         # Images stay float32: rounding before normalisation changes them.
         super().__init__(name=name, autocast=False)
         self.acceleration = Acceleration(acceleration)
         self.views = views
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.step = self.add_weight(
             name="step",
             shape=(),
@@ -259,7 +272,6 @@ class Trainer(keras_internals.BuiltBeforeFit, keras.Model):
             )
         if self.distribute_strategy.num_replicas_in_sync > 1:
             replicas.check(self, x, kwargs.get("steps_per_epoch"))
-        _check_value_range(x)
         # Keras warns that its own default is without effect on a dataset.
         kwargs.setdefault("shuffle", not isinstance(x, _DATASETS))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
@@ -349,7 +361,8 @@ def check_encoder(
         views: list of `[1, s, s, 3]` float32 tensors, e.g. of `noise_image`.
 
     Raises:
-        ValueError: if the encoder does not give finite embeddings `[B, D]`.
+        ValueError: if the encoder does not take images of this size, or does
+            not give finite embeddings `[B, D]`.
     """
     if not isinstance(encoder, keras.layers.Layer):
         raise ValueError(
@@ -357,7 +370,17 @@ def check_encoder(
             f"Received: {role}={encoder!r} of type {type(encoder).__name__}."
         )
     for view in views:
-        embeddings = encoder(view, training=False)
+        try:
+            embeddings = encoder(view, training=False)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            height, width = view.shape[1:3]
+            only = _only_size(encoder)
+            takes = f", and takes {only[0]} x {only[1]} only" if only else ""
+            raise ValueError(
+                f"`{role}` fails on views of {height} x {width} pixels{takes}. "
+                "Choose views of a size that student and teacher take, e.g. "
+                f"seed_tf.views.moco_v2({only[0] if only else 224})."
+            ) from error
         shape: tuple = getattr(embeddings, "shape", ())
         if len(shape) != 2:
             raise ValueError(
@@ -372,6 +395,22 @@ def check_encoder(
                 "float16 range is exceeded. Load it again, or in float32."
             )
     return int(shape[-1])
+
+
+def check_trainable(model: keras.Model, role: str) -> None:
+    """Raises ValueError if all weights of a model to be trained are frozen.
+
+    Args:
+        model: keras.Model.
+        role: str, for the message: "student" or "encoder".
+    """
+    if not model.trainable_variables:
+        raise ValueError(
+            f"`{role}` has no weight to train. Received: {model.name!r} with "
+            f"{len(model.variables)} frozen variables. Copies and saved files "
+            f"of a frozen model are frozen too. Set `{role}.trainable = True`, "
+            "and give student and teacher no layers in common."
+        )
 
 
 def remember_image_size(
@@ -413,26 +452,3 @@ def _only_size(model):
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
         return None
     return shape[1:3]
-
-
-def _check_value_range(x):
-    """Refuses float images that look like [0, 1]; crops may be a pair."""
-    if isinstance(x, tf.data.Dataset):
-
-        def images(element):
-            first = keras.utils.unpack_x_y_sample_weight(element)[0]
-            if isinstance(first, dict):  # of a view cache
-                first = first["images"]
-            return tf.nest.flatten(first)[0]
-
-        if not getattr(images(x.element_spec), "dtype", tf.uint8).is_floating:
-            return
-        batch = next(iter(x.take(1)), None)
-        if batch is None:
-            return
-        batch = images(batch)
-    elif getattr(x, "dtype", None) is not None and len(x):
-        batch = x[:64]
-    else:
-        return
-    check_value_range(batch)

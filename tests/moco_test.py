@@ -205,6 +205,12 @@ class MoCoTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             moco(**kwargs)
 
+    def test_refuses_a_frozen_encoder(self):
+        frozen = encoder()
+        frozen.trainable = False
+        with self.assertRaisesRegex(ValueError, "`encoder`.*trainable = True"):
+            moco(frozen)
+
     def test_refuses_batches_of_unknown_size(self):
         data = tf.data.Dataset.from_tensor_slices(random_images(20)).batch(8)
         with self.assertRaisesRegex(ValueError, "drop_remainder=True"):

@@ -48,6 +48,20 @@ def batches(images, batch_size):
     return data.batch(batch_size, drop_remainder=True)
 
 
+class Batches(keras.utils.PyDataset):
+    """Batches of four images."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = images
+
+    def __len__(self):
+        return len(self.images) // 4
+
+    def __getitem__(self, index):
+        return self.images[4 * index : 4 * index + 4]
+
+
 class NumpySEED:
     """The method in float64: forward, backward, SGD and queue by hand."""
 
@@ -599,6 +613,79 @@ class BadInputTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, r"\[0, 255\].*by 255"):
                 model.fit(x, verbose=0)
             self.assertEqual(int(model.step), 0)
+
+    @parameterized.parameters(
+        lambda model, x: model.fit(x, verbose=0),
+        lambda model, x: model.fit(batches(x, 4), verbose=0),
+        lambda model, x: model.fit(Batches(x), verbose=0),
+        lambda model, x: model.fit(((b,) for b in Batches(x)), verbose=0),
+        lambda model, x: model.fit({"image": x}, verbose=0),
+        lambda model, x: model.fit(random_images(8), validation_data=x),
+        lambda model, x: model.fit(random_images(8), validation_data=(x, x)),
+        lambda model, x: model.evaluate(batches(x, 4), verbose=0),
+        lambda model, x: model.predict(x, verbose=0),
+        lambda model, x: model.train_on_batch(x),
+        lambda model, x: model.test_on_batch(x),
+        lambda model, x: model.predict_on_batch(x),
+    )
+    def test_values_are_checked_at_every_way_in(self, call):
+        model = self.build()
+        model.compile(seed_tf.training.SGD(0.1), jit_compile=True)
+        for x in (
+            random_images(8) / np.float32(255),
+            random_images(8) / np.float32(127.5) - 1,
+            random_images(8).astype("uint16") * 257,
+        ):
+            with self.assertRaisesRegex(ValueError, r"\[0, 255\].*Received"):
+                call(model, x)
+        self.assertEqual(int(model.step), 0)
+
+    def test_batches_of_tensorflow_datasets_and_in_a_list(self):
+        images = random_images(16)
+        named = {"image": images, "label": np.arange(16)}
+        data = batches(named, 8)
+        model = self.build(queue_size=np.int64(8), seed=np.int64(0))
+        model.compile(seed_tf.training.SGD(0.1))
+        expected = model.predict_on_batch(images)
+        for x in (named, data, [images]):
+            outputs = model.predict(x, verbose=0)
+            np.testing.assert_allclose(outputs, expected, atol=1e-6)
+        model.fit(data, validation_data=data, verbose=0)
+        model.train_on_batch([images[:8]])
+        self.assertEqual(int(model.step), 3)
+
+    @parameterized.parameters(
+        "moco_v2", None, seed_tf.views.moco_v2, keras.layers.Rescaling
+    )
+    def test_views_that_are_none(self, views):
+        with self.assertRaisesRegex(ValueError, r"`views`.*moco_v2\(224\)"):
+            self.build(views=views)
+
+    @parameterized.parameters("student", "teacher")
+    def test_a_model_of_another_size(self, role):
+        fixed = keras.Sequential(
+            [
+                keras.layers.Input((3, 3, 3)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(4),
+            ]
+        )
+        message = rf"`{role}`.* 2 x 2 pixels.* 3 x 3 only.*moco_v2\(3\)"
+        with self.assertRaisesRegex(ValueError, message):
+            self.build(**{role: fixed})
+
+    def test_a_student_without_weights_to_train(self):
+        teacher = towers()[1]
+        path = os.path.join(self.create_tempdir(), "teacher.keras")
+        self.build(teacher=teacher)  # which freezes it
+        teacher.save(path)
+        for student in (
+            keras.models.clone_model(teacher),
+            keras.models.load_model(path),
+            keras.Sequential(teacher.layers),
+        ):
+            with self.assertRaisesRegex(ValueError, "`student`.*trainable"):
+                self.build(student=student, teacher=teacher)
 
     def test_float_images_in_0_to_255_are_welcome(self):
         model = self.build()

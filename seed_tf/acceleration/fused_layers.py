@@ -264,8 +264,13 @@ def _batch_norm(self, hardware, inputs, training=None, mask=None):
         inputs = tf.cast(inputs, tf.float32)
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
-        scale=self.gamma if self.scale else tf.ones([width]),
-        offset=self.beta if self.center else tf.zeros([width]),
+        # The kernel takes float32 only, also under a policy of 16 bits.
+        scale=tf.cast(self.gamma, tf.float32)
+        if self.scale
+        else tf.ones([width]),
+        offset=tf.cast(self.beta, tf.float32)
+        if self.center
+        else tf.zeros([width]),
         mean=tf.zeros([0]),
         variance=tf.zeros([0]),
         epsilon=self.epsilon,
@@ -281,5 +286,10 @@ def _batch_norm(self, hardware, inputs, training=None, mask=None):
         (self.moving_mean, mean),
         (self.moving_variance, variance),
     ):
-        running.assign(self.momentum * running + (1 - self.momentum) * value)
+        old = tf.cast(running, tf.float32)
+        running.assign(
+            tf.cast(
+                self.momentum * old + (1 - self.momentum) * value, running.dtype
+            )
+        )
     return outputs

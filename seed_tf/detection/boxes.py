@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from seed_tf.arguments import integer
 from seed_tf.datasets import sources
 
 
@@ -134,7 +135,7 @@ def flip_images(
 
 def check_size(image_size: int) -> None:
     """Raises ValueError if RetinaNet cannot take images of this size."""
-    if not isinstance(image_size, int) or image_size < 32 or image_size % 32:
+    if integer("image_size", image_size) % 32:
         raise ValueError(
             "`image_size` must be a positive multiple of 32, the last stride. "
             f"Received: image_size={image_size!r}."

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from seed_tf.arguments import integer
 from seed_tf.detection.pyramid import Pyramid
 from seed_tf.encoders import Encoder
 
@@ -54,11 +55,7 @@ def detector(
     >>> model.bounding_box_format
     'xyxy'
     """
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(
-            "`num_classes` must be a positive integer. "
-            f"Received: num_classes={num_classes!r}."
-        )
+    num_classes = integer("num_classes", num_classes)
     if smallest_anchor <= 0:
         raise ValueError(
             "`smallest_anchor` must be positive. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from seed_tf.arguments import integer
 from seed_tf.datasets.digits import digits
 
 _SIDES = (16, 20, 24, 28, 32, 36)  # pixels of a digit's square
@@ -45,16 +46,9 @@ def synthetic_detection(
     >>> images.shape, objects["boxes"].shape
     ((3, 96, 96, 3), (3, 4, 4))
     """
-    for name, value, least in (
-        ("size", size, 1),
-        ("image_size", image_size, 2 * max(_SIDES)),
-        ("max_digits", max_digits, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}. "
-                f"Received: {name}={value!r}."
-            )
+    size = integer("size", size)
+    image_size = integer("image_size", image_size, least=2 * max(_SIDES))
+    max_digits = integer("max_digits", max_digits)
     pictures, labels = digits(split, image_size=max(_SIDES))
     scaled = {
         side: np.round(

@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from seed_tf import random
+from seed_tf.arguments import integer
 from seed_tf.detection.boxes import check_images, flip_images
 from seed_tf.evaluation.linear_probe import DivergenceError
 from seed_tf.io.units import duration
@@ -65,13 +66,8 @@ def fine_tune_detector(
     Source: RetinaNet's settings (section 4.1), except for the schedule.
     """
     # A step of one image aborts the process: KerasCV 0.9, TensorFlow 2.21, CPU.
-    least = {"steps": (steps, 1), "batch_size": (batch_size, 2)}
-    for name, (value, minimum) in least.items():
-        if not isinstance(value, int) or value < minimum:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {minimum}. "
-                f"Received: {name}={value!r}."
-            )
+    steps = integer("steps", steps)
+    batch_size = integer("batch_size", batch_size, least=2)
     check_images(train, model.num_classes)
     if warmup_steps is None:
         warmup_steps = min(500, steps // 10)

@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from seed_tf.arguments import integer
 from seed_tf.encoders.backbones import backbone as build_backbone
 from seed_tf.encoders.layers import batch_norm, torch_uniform
-from seed_tf.images import check_channels
+from seed_tf.images import ImageModel, check_channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,7 +20,7 @@ PAPER_DIM = 128  # width of the paper's embeddings
 
 
 @keras.saving.register_keras_serializable(package="seed_tf")
-class Encoder(keras.Model):
+class Encoder(ImageModel):
     """Backbone, average pooling and projection head, for raw RGB images.
 
     The encoder takes images `[B, H, W, 3]`, uint8 or float in [0, 255], and
@@ -85,7 +86,9 @@ class Encoder(keras.Model):
         name: str | None = None,
         **kwargs,
     ):
-        _check_head(embedding_dim, head, hidden_dim, head_batch_norm)
+        embedding_dim = _integer("embedding_dim", embedding_dim)
+        hidden_dim = _integer("hidden_dim", hidden_dim)
+        _check_head(head, hidden_dim, head_batch_norm)
         if not len(mean) == len(std) == 3 or min(std) <= 0:
             raise ValueError(
                 "`mean` and `std` must be three floats each, `std` positive. "
@@ -211,8 +214,7 @@ class Encoder(keras.Model):
 
     @image_size.setter
     def image_size(self, value: int | None) -> None:
-        _check_positive("image_size", value)
-        self._image_size = value
+        self._image_size = _integer("image_size", value)
 
     def get_config(self):
         return {
@@ -262,13 +264,11 @@ def _symbolic_output(rescaling, backbone):
     return output
 
 
-def _check_head(embedding_dim, head, hidden_dim, head_batch_norm):
+def _check_head(head, hidden_dim, head_batch_norm):
     if head not in ("linear", "mlp", None):
         raise ValueError(
             f'`head` must be "linear", "mlp" or None. Received: head={head!r}.'
         )
-    _check_positive("embedding_dim", embedding_dim)
-    _check_positive("hidden_dim", hidden_dim)
     if head != "mlp" and (hidden_dim is not None or head_batch_norm):
         raise ValueError(
             '`hidden_dim` and `head_batch_norm` are for head="mlp". Received: '
@@ -277,9 +277,5 @@ def _check_head(embedding_dim, head, hidden_dim, head_batch_norm):
         )
 
 
-def _check_positive(name, value):
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(
-            f"`{name}` must be a positive integer or None. "
-            f"Received: {name}={value!r}."
-        )
+def _integer(name, value):
+    return None if value is None else integer(name, value)

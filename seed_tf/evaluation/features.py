@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seed_tf.images import check_channels, check_value_range
+from seed_tf.images import check_channels, check_value_range, images_of
 
 
 def embed(
@@ -24,8 +24,9 @@ def embed(
     Args:
         model: `Encoder`, or any keras.Model that maps images to `[B, C]`.
         images: `[N, H, W, 3]` array, uint8 or float, RGB in [0, 255], or a
-            `tf.data.Dataset` of batches of such images, alone or as
-            (images, labels). The last batch may be smaller.
+            `tf.data.Dataset` of batches of such images, alone, as (images,
+            labels), or as {"image": images, "label": labels}. The last batch
+            may be smaller.
         batch_size: int, ignored for a dataset of batches.
         output: "features", the output of `model.features` (pooled, before the
             projection head, as the paper's probes use), or "embeddings", the
@@ -143,7 +144,10 @@ def _batches(images, batch_size):
     """Yields (images, labels or None)."""
     if isinstance(images, tf.data.Dataset):
         for batch in images:
-            yield batch if isinstance(batch, tuple) else (batch, None)
+            labels = batch[1] if isinstance(batch, tuple) else None
+            if isinstance(batch, dict):
+                labels = batch.get("label", batch.get("labels"))
+            yield images_of(batch), labels
     else:
         for start in range(0, len(images), batch_size):
             yield images[start : start + batch_size], None

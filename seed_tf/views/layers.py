@@ -25,6 +25,7 @@ import tensorflow as tf
 from keras import ops
 
 from seed_tf import random
+from seed_tf.arguments import integer
 from seed_tf.keras_internals import AugmentsBatches
 from seed_tf.views import operators
 
@@ -158,13 +159,10 @@ class RandomResizedCrop(SeededAugmentation):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not isinstance(size, int) or size <= 0:
-            raise ValueError(
-                f"`size` must be a positive integer. Received: size={size!r}."
-            )
         _check_range("scale", scale, high=1)
         _check_range("ratio", ratio)
-        self.size, self.scale, self.ratio = size, tuple(scale), tuple(ratio)
+        self.size = integer("size", size)
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
 
     def boxes(
         self, uniforms: Any, height: Any, width: Any, numpy: Any = np

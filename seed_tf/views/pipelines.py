@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from seed_tf import random
 from seed_tf.acceleration import hardware
+from seed_tf.arguments import integer
 from seed_tf.views.layers import (
     ColorJitter,
     RandomGaussianBlur,
@@ -180,13 +181,8 @@ class MultiCrop(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
-        if not isinstance(num_small, int) or num_small <= 0:
-            raise ValueError(
-                "`num_small` must be a positive integer. "
-                f"Received: num_small={num_small!r}."
-            )
         self.global_view, self.small_view = global_view, small_view
-        self.num_small = num_small
+        self.num_small = integer("num_small", num_small)
         self.built = True
 
     @property

@@ -108,6 +108,20 @@ class BatchNormTest(parameterized.TestCase):
         for a, b in zip(fused.weights, plain.weights, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=a.name)
 
+    @parameterized.parameters(("bfloat16", 0.02), ("float16", 0.004))
+    def test_all_weights_in_16_bits(self, policy, tolerance):
+        fused, plain = self.pair(policy, momentum=0.5)
+        plain.set_weights([tf.cast(w, "float32") for w in fused.weights])
+        x = np.random.default_rng(1).normal(3.0, 2.0, (64, 8, 8, 5))
+        x = np.array(tf.cast(tf.cast(x, policy), "float32"))
+        values = train_step(fused, x, np.ones(x.shape))
+        expected = train_step(plain, x, np.ones(x.shape))
+        np.testing.assert_allclose(values[0], expected[0], atol=5 * tolerance)
+        for a, b in zip(fused.weights, plain.weights, strict=True):
+            self.assertEqual(a.dtype, policy)
+            a = tf.cast(a, "float32")
+            np.testing.assert_allclose(a, b, rtol=tolerance)
+
     @parameterized.parameters((16, False), (24, True))
     def test_widths_without_a_kernel_in_16_bits(self, width, expected):
         layer = keras.layers.BatchNormalization(dtype="mixed_bfloat16")
