@@ -21,6 +21,7 @@ import seed_tf
 from seed_tf import detection
 from seed_tf.detection.synthetic_detection import synthetic_detection
 from seed_tf.encoders.resnet import resnet
+from seed_tf.io.pipelines import BATCHES_AHEAD
 from seed_tf.io.units import duration
 
 FLAGS = flags.FLAGS
@@ -59,7 +60,7 @@ def pretrain(model, images):
     data = data.shuffle(len(images), seed=model.seed).repeat()
     data = data.batch(BATCH, drop_remainder=True)
     model.fit(
-        data.take(steps).prefetch(tf.data.AUTOTUNE),
+        data.take(steps).prefetch(BATCHES_AHEAD),
         verbose=0,
         callbacks=[seed_tf.training.Progress(steps, BATCH)],
     )

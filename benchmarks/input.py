@@ -119,9 +119,8 @@ def decoding(files, scale, count, size):
 def pipelines(folder):
     """Median over turns of each pipeline's images per second.
 
-    Of a turn the second half counts: `load` finds by trying how many images to
-    decode at once. The last pipeline makes views of the crops, as the model's
-    step does.
+    Of a turn the second half counts. The last pipeline makes views of the
+    crops, as the model's step does.
     """
     view = views.moco_v2(FLAGS.size)
     pair = views.multi_crop(

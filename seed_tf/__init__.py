@@ -12,6 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from seed_tf import onednn
 from seed_tf.version import __version__
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def _register_classes() -> None:
         importlib.import_module(f"{__name__}.{name}")
 
 
+onednn.enable()
 # `import seed_tf; keras.models.load_model("student.keras")` must work: Keras
 # knows a class once its module has been imported. Only the command line waits:
 # it imports this package to find its commands, and answers `--help` without

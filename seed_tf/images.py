@@ -10,6 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from seed_tf.io.pipelines import steady
+from seed_tf.keras_internals import SteadyInput
+
 __all__ = [
     "ImageModel",
     "check_channels",
@@ -141,7 +144,7 @@ def images_of(batch: Any) -> Any:
     return images
 
 
-class ImageModel(keras.Model):
+class ImageModel(SteadyInput, keras.Model):
     """A keras.Model of images that checks their values at every way in.
 
     The check reads the first batch before any step: XLA drops assertions, and
@@ -203,7 +206,7 @@ def checked(x: Any, most: int = 64) -> Any:
     batch = x
     if isinstance(x, tf.data.Dataset):
         uint8 = _is_uint8(_first(images_of(x.element_spec)))
-        batch = None if uint8 else next(iter(x.take(1)), None)
+        batch = None if uint8 else next(iter(steady(x).take(1)), None)
     elif isinstance(x, keras.utils.PyDataset):
         batch = None if x.num_batches == 0 else x[0]
     elif isinstance(x, Iterator):

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from seed_tf.io.pipelines import steady
+
 _limiting = threading.RLock()
 
 
@@ -88,6 +90,39 @@ class BuiltBeforeFit:
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Does nothing."""
+
+
+class SteadyInput:
+    """Mixin of a `keras.Model` whose `fit` reads steadily, see `steady`.
+
+    So do `evaluate` and `predict`. Keras makes a tf.data pipeline of arrays,
+    PyDatasets and generators too, and hands every pipeline to the model's
+    strategy to distribute.
+    """
+
+    @property
+    def distribute_strategy(self):
+        strategy = super().distribute_strategy  # type: ignore[misc]
+        return _SteadyStrategy(strategy)
+
+
+class _SteadyStrategy:
+    """A `tf.distribute.Strategy` that distributes data sets steadily."""
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self._strategy = strategy
+
+    @property  # type: ignore[misc]
+    def __class__(self):  # for isinstance
+        return type(self._strategy)
+
+    def __getattr__(self, name):
+        return getattr(self._strategy, name)
+
+    def experimental_distribute_dataset(self, dataset, options=None):
+        return self._strategy.experimental_distribute_dataset(
+            steady(dataset), options
+        )
 
 
 class AugmentsBatches:

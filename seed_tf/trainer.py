@@ -13,7 +13,8 @@ import tensorflow as tf
 from absl import logging
 from keras import ops
 
-from seed_tf import keras_internals, random, replicas
+from seed_tf import keras_internals, onednn, random, replicas
+from seed_tf.acceleration import hardware
 from seed_tf.acceleration.plan import Acceleration, Plan
 from seed_tf.embeddings import l2_normalise
 from seed_tf.encoders.encoder import Encoder
@@ -288,6 +289,8 @@ class Trainer(keras_internals.BuiltBeforeFit, ImageModel):
     def make_train_function(self, force=False):
         if self.train_function is None or force:
             self.acceleration.update()
+            if not hardware.current().accelerated:
+                onednn.warn_if_off()
             logging.info("%s: acceleration: %s.", self.name, self.acceleration)
         # Keras builds the optimizer's variables in the first trace of the step,
         # and TensorFlow then traces it all a second time.

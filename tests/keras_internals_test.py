@@ -1,10 +1,14 @@
 """Tests of private names of Keras and KerasCV. Each says what breaks."""
 
+import contextlib
+from unittest import mock
+
 import keras
 import keras_cv
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
+from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
 from seed_tf import keras_internals
 
@@ -21,7 +25,74 @@ class Nested(keras.layers.Layer):
         return inputs
 
 
-class KerasInternalsTest(absltest.TestCase):
+class Rows(keras.utils.PyDataset):
+    """Three batches of two rows."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows = np.full([2, 4], index, "float32")
+        return rows, rows[:, :1]
+
+
+def rows_of(kind):
+    """The batches of `Rows`, as arguments of `fit`."""
+    batches = [Rows()[i] for i in range(3)]
+    arrays = [np.concatenate(x) for x in zip(*batches, strict=True)]
+    if kind == "arrays":
+        return {"x": arrays[0], "y": arrays[1], "batch_size": 2}
+    if kind == "generator":
+        return {"x": (batch for batch in batches)}
+    if kind == "tf.data":
+        data = tf.data.Dataset.from_tensor_slices(tuple(arrays))
+        return {"x": data.batch(2, drop_remainder=True)}
+    return {"x": Rows(workers=2 if kind == "PyDataset, 2 workers" else 1)}
+
+
+class SteadySequential(keras_internals.SteadyInput, keras.Sequential):
+    pass
+
+
+def linear(kind):
+    """A small model; `run_eagerly` saves the tracing."""
+    model = kind(
+        [keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")]
+    )
+    model.compile("sgd", "mse", run_eagerly=True)
+    return model
+
+
+def tuned(action):
+    """Whether tf.data tunes the data sets that `action` iterates over.
+
+    The buffers of each device, which a strategy adds, do not count.
+    """
+    found = set()
+    kinds = (
+        (iterator_ops.OwnedIterator, "_create_iterator"),
+        (multi_device_iterator_ops.OwnedMultiDeviceIterator, "__init__"),
+    )
+
+    def spied(original):
+        def spy(self, dataset=None, *args, **kwargs):
+            buffer = multi_device_iterator_ops._ReincarnatedPerDeviceGenerator
+            inputs = [] if dataset is None else [dataset, *dataset._inputs()]
+            if inputs and not any(isinstance(x, buffer) for x in inputs):
+                found.add(dataset.options().autotune.enabled is not False)
+            return original(self, dataset, *args, **kwargs)
+
+        return spy
+
+    with contextlib.ExitStack() as stack:
+        for kind, name in kinds:
+            spy = spied(getattr(kind, name))
+            stack.enter_context(mock.patch.object(kind, name, spy))
+        action()
+    return found
+
+
+class KerasInternalsTest(parameterized.TestCase):
     def test_at_most(self):
         """Breaks: the limit on what the config of a file may allocate."""
         with keras_internals.at_most(3 * 5 * 4 + 5 * 4):
@@ -101,6 +172,51 @@ class KerasInternalsTest(absltest.TestCase):
         # Keras would begin anew after the batch that it throws away.
         self.assertEqual(read, [0, 1, 2, 3])
         self.assertFalse(model.dense.built)
+
+    @parameterized.parameters(
+        "PyDataset", "PyDataset, 2 workers", "generator", "tf.data"
+    )
+    def test_steady_input(self, kind):
+        """Breaks: `evaluate`, whose end then waits for tf.data's tuning."""
+        logs = []
+
+        def evaluate(model):
+            steps = 3 if kind == "generator" else None
+            data = rows_of(kind)
+            logs.append(model.evaluate(**data, steps=steps, verbose=0))
+
+        model, plain = linear(SteadySequential), linear(keras.Sequential)
+        self.assertEqual(tuned(lambda: evaluate(model)), {False})
+        # Keras itself turns tuning off for a PyDataset with workers.
+        expected = {kind != "PyDataset, 2 workers"}
+        self.assertEqual(tuned(lambda: evaluate(plain)), expected)
+        self.assertEqual(logs[0], logs[1])
+
+    def test_steady_input_of_arrays(self):
+        """Breaks: `fit` and `predict`, in the same way."""
+        results = []
+
+        def run(model):
+            data = rows_of("arrays")
+            keras.utils.set_random_seed(0)  # of the order
+            fit = model.fit(**data, validation_split=1 / 3, verbose=0)
+            predicted = model.predict(data["x"], verbose=0)
+            results.append((fit.history, predicted))
+
+        model, plain = linear(SteadySequential), linear(keras.Sequential)
+        self.assertEqual(tuned(lambda: run(model)), {False})
+        self.assertEqual(tuned(lambda: run(plain)), {True})
+        tf.nest.map_structure(np.testing.assert_array_equal, *results)
+
+    def test_steady_input_of_replicas(self):
+        """Breaks: the same with several replicas."""
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        with strategy.scope():
+            model = linear(SteadySequential)
+        self.assertIsInstance(model.distribute_strategy, type(strategy))
+        data = rows_of("arrays")
+        found = tuned(lambda: model.evaluate(**data, verbose=0))
+        self.assertEqual(found, {False})
 
     def test_augments_batches(self):
         """Breaks: the views, which then lack a seed for each image."""

@@ -17,7 +17,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Packages and top-level modules of seed_tf, the lowest layer first. A module
 # imports from its own layer and from those below it.
 LAYERS = (
-    ("version", "arguments", "io", "random", "keras_internals", "images"),
+    (
+        "version",
+        "arguments",
+        "onednn",
+        "io",
+        "random",
+        "keras_internals",
+        "images",
+    ),
     (
         "embeddings",
         "embedding_queue",

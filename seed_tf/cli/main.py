@@ -125,10 +125,7 @@ def _unknown(kind, word, known):
 
 
 def _prepare():
-    """Prepares the process for a command.
-
-    Set environment variables for TensorFlow here, before its import.
-    """
+    """Imports TensorFlow and sets up logging for a command."""
     seed_tf._register_classes()
     import tensorflow as tf
 

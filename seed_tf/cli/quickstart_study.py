@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import seed_tf
 from seed_tf.cli.quickstart_settings import Settings
+from seed_tf.io.pipelines import BATCHES_AHEAD
 from seed_tf.io.units import duration
 from seed_tf.reporting import figures, pages, tables
 from seed_tf.training import Progress
@@ -63,7 +64,7 @@ def fit(
         .shuffle(len(images), seed=model.seed)
         .repeat()
         .batch(BATCH_SIZE, drop_remainder=True)
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(BATCHES_AHEAD)
     )
     schedule = seed_tf.training.warmup_cosine(
         batch_size=BATCH_SIZE,

@@ -11,6 +11,7 @@ from seed_tf.datasets import pipeline, sources
 from seed_tf.datasets.corrupt import CorruptFiles
 from seed_tf.datasets.sampler import Sampler
 from seed_tf.datasets.sources import Source, digest
+from seed_tf.io.pipelines import BATCHES_AHEAD
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -287,7 +288,7 @@ def load(
     batches = batches.map(element).with_options(options)
     steps = sampler.epochs * sampler.steps_per_epoch - sampler.first_step
     batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return batches.prefetch(BATCHES_AHEAD)
 
 
 def _sampler(

@@ -15,6 +15,7 @@ import tensorflow as tf
 from seed_tf import random
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.datasets.python_functions import PythonFunctions
+from seed_tf.io.pipelines import ALL_CORES, BATCHES_AHEAD
 
 if TYPE_CHECKING:
     from seed_tf.datasets.corrupt import CorruptFiles
@@ -125,7 +126,7 @@ def in_memory(
         along = accompany(step, index)[0] if accompany else {}
         return _with(along, tf.gather(images, index)), tf.gather(labels, index)
 
-    return sampler.steps.map(batch, tf.data.AUTOTUNE)
+    return sampler.steps.map(batch, BATCHES_AHEAD)
 
 
 def decoded(
@@ -221,8 +222,8 @@ def decoded(
         return _with(along, images), labels
 
     batches = tf.data.Dataset.zip(sampler.steps, source.records(sampler))
-    batches = batches.map(place, tf.data.AUTOTUNE)
-    images = batches.unbatch().map(read_row, tf.data.AUTOTUNE)
+    batches = batches.map(place, BATCHES_AHEAD)
+    images = batches.unbatch().map(read_row, ALL_CORES)
     batches = images.batch(end - first, drop_remainder=True)
     return functions.kept_by(batches.map(only_good).map(element))
 

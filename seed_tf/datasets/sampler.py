@@ -11,6 +11,7 @@ import dataclasses
 import tensorflow as tf
 
 from seed_tf import random
+from seed_tf.io.pipelines import steady
 
 # Makes the keys of permutations differ from the keys of views, which are folded
 # with small numbers.
@@ -65,9 +66,8 @@ class Sampler:
     @property
     def steps(self) -> tf.data.Dataset:
         """The numbers of the batches to read, int64."""
-        return tf.data.Dataset.range(
-            self.first_step, self.epochs * self.steps_per_epoch
-        )
+        last = self.epochs * self.steps_per_epoch
+        return steady(tf.data.Dataset.range(self.first_step, last))
 
     def places(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the positions of a batch's rows in the epoch, int64 `[b]`."""

@@ -22,6 +22,7 @@ from seed_tf import random
 from seed_tf.datasets.digits import digits
 from seed_tf.datasets.folders import ImageFolder, check_folder
 from seed_tf.datasets.sampler import Sampler, permute
+from seed_tf.io.pipelines import ALL_CORES, steady
 
 _WINDOW = 2048  # records shuffled at a time
 _BLOCK = 256  # records read at a time when all are read once
@@ -459,7 +460,7 @@ def _streamed(files, sampler, parse):
                 read,
                 cycle_length=16,
                 block_length=16,
-                num_parallel_calls=tf.data.AUTOTUNE,
+                num_parallel_calls=ALL_CORES,
                 deterministic=True,
             )
             dataset = dataset.batch(_WINDOW).enumerate()
@@ -472,7 +473,7 @@ def _streamed(files, sampler, parse):
             sampler.first_step - epoch * sampler.steps_per_epoch, 0
         )
         dataset = dataset.skip(first * sampler.batch_size)
-        dataset = dataset.map(parse, tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.map(parse, ALL_CORES, deterministic=True)
         dataset = dataset.batch(sampler.batch_size, sampler.drop_remainder)
         return dataset.map(own_rows)
 
@@ -487,7 +488,7 @@ def _streamed(files, sampler, parse):
         return tuple(map(padded, batch))
 
     first_epoch = sampler.first_step // sampler.steps_per_epoch
-    epochs = tf.data.Dataset.range(first_epoch, sampler.epochs)
+    epochs = steady(tf.data.Dataset.range(first_epoch, sampler.epochs))
     return epochs.flat_map(read_epoch)
 
 

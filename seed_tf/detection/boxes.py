@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from seed_tf.arguments import integer
 from seed_tf.datasets import sources
+from seed_tf.io.pipelines import ALL_CORES, steady
 
 
 def load_boxes(
@@ -77,8 +78,8 @@ def load_boxes(
             for k, v in padded.items()
         }
 
-    data = builder.as_dataset(split=split, shuffle_files=False)
-    return data.map(example, tf.data.AUTOTUNE), fields["label"].names
+    data = steady(builder.as_dataset(split=split, shuffle_files=False))
+    return data.map(example, ALL_CORES), fields["label"].names
 
 
 def resize(
@@ -159,7 +160,7 @@ def check_images(data: tf.data.Dataset, num_classes: int) -> None:
         )
     check_size(height)
     tops = []
-    for _, objects in data.take(64):
+    for _, objects in steady(data).take(64):
         tops.append(float(tf.reduce_max(objects["classes"])))
         if tops[-1] >= 0:
             break

@@ -19,6 +19,7 @@ from seed_tf.detection.coco import (
 from seed_tf.detection.retinanet import detect, detector
 from seed_tf.detection.training import fine_tune_detector
 from seed_tf.evaluation.results import Results
+from seed_tf.io.pipelines import steady
 from seed_tf.reporting import figures
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def compare(
     for data in (train, test):
         check_images(data, num_classes)
     pictures, truth = zip(
-        *test.take(num_pictures).as_numpy_iterator(), strict=True
+        *steady(test).take(num_pictures).as_numpy_iterator(), strict=True
     )
     images = np.stack(pictures)
     drawn: dict[str, dict[str, Any]] = {

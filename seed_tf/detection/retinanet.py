@@ -10,6 +10,7 @@ from keras import ops
 from seed_tf.arguments import integer
 from seed_tf.detection.pyramid import Pyramid
 from seed_tf.encoders import Encoder
+from seed_tf.io.pipelines import steady
 
 
 def detector(
@@ -132,7 +133,8 @@ def detect(
         return model.decode_predictions(raw, batch)
 
     found = [
-        step(tf.cast(batch, tf.float32)) for batch in images.batch(batch_size)
+        step(tf.cast(batch, tf.float32))
+        for batch in steady(images).batch(batch_size)
     ]
     return {
         k: np.concatenate([ops.convert_to_numpy(f[k]) for f in found])

@@ -16,6 +16,7 @@ from seed_tf import random
 from seed_tf.arguments import integer
 from seed_tf.detection.boxes import check_images, flip_images
 from seed_tf.evaluation.linear_probe import DivergenceError
+from seed_tf.io.pipelines import BATCHES_AHEAD, steady
 from seed_tf.io.units import duration
 from seed_tf.optimizers.schedule import warmup_cosine
 from seed_tf.optimizers.sgd import SGD
@@ -84,12 +85,13 @@ def fine_tune_detector(
         return images, {"boxes": boxes, "classes": classes}
 
     batches = (
-        train.shuffle(2048, seed)
+        steady(train)
+        .shuffle(2048, seed)
         .repeat()
         .batch(batch_size, drop_remainder=True)
         .enumerate()
-        .map(lambda step, data: batch(step, *data), tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
+        .map(lambda step, data: batch(step, *data), BATCHES_AHEAD)
+        .prefetch(BATCHES_AHEAD)
     )
     epochs = min(10, steps)
     model.compile(

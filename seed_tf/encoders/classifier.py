@@ -10,9 +10,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from seed_tf.keras_internals import SteadyInput
+
 
 @keras.saving.register_keras_serializable(package="seed_tf")
-class Classifier(keras.Model):
+class Classifier(SteadyInput, keras.Model):
     """A dense layer on the pooled features of an encoder.
 
     Args:

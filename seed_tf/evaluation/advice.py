@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from seed_tf import losses
+from seed_tf.io.pipelines import steady
 from seed_tf.trainer import Trainer
 
 # From the authors' default to a nearly uniform target, about evenly in log.
@@ -100,7 +101,7 @@ def view_embeddings(
 
     rows = [
         run(_images(batch), tf.constant(step, tf.int64)).numpy()
-        for step, batch in enumerate(batches)
+        for step, batch in enumerate(steady(batches))
     ]
     return np.concatenate(rows)
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from seed_tf.images import check_channels, check_value_range, images_of
+from seed_tf.io.pipelines import steady
 
 
 def embed(
@@ -143,7 +144,7 @@ def feature_function(
 def _batches(images, batch_size):
     """Yields (images, labels or None)."""
     if isinstance(images, tf.data.Dataset):
-        for batch in images:
+        for batch in steady(images):
             labels = batch[1] if isinstance(batch, tuple) else None
             if isinstance(batch, dict):
                 labels = batch.get("label", batch.get("labels"))

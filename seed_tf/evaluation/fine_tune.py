@@ -20,6 +20,7 @@ from seed_tf.encoders.classifier import Classifier
 from seed_tf.evaluation.labels import accuracies, check_classes, check_labelled
 from seed_tf.evaluation.linear_probe import DivergenceError
 from seed_tf.images import check_channels, check_value_range
+from seed_tf.io.pipelines import BATCHES_AHEAD, steady
 from seed_tf.keras_internals import all_layers
 from seed_tf.optimizers.schedule import warmup_cosine
 from seed_tf.optimizers.sgd import SGD
@@ -148,6 +149,7 @@ def fine_tune(
         train = train.repeat(epochs)
     if not isinstance(test, tf.data.Dataset):
         test = tf.data.Dataset.from_tensor_slices(test).batch(batch_size)
+    train, test = steady(train), steady(test)
     for data in (train, test):
         images = next(iter(data))[0]
         check_channels(images)
@@ -155,7 +157,7 @@ def fine_tune(
         batch_size = len(images) if data is train else batch_size
     if view is not None:
         train = train.enumerate().map(
-            functools.partial(_augment, view, seed), tf.data.AUTOTUNE
+            functools.partial(_augment, view, seed), BATCHES_AHEAD
         )
     model = Classifier(_copy(encoder), num_classes, seed)
     model(next(iter(test))[0][:1])
@@ -175,7 +177,7 @@ def fine_tune(
         jit_compile=False,
     )
     history = model.fit(
-        train.prefetch(tf.data.AUTOTUNE),
+        train.prefetch(BATCHES_AHEAD),
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         shuffle=False,  # done, and Keras warns of its own default

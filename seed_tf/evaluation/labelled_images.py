@@ -16,6 +16,7 @@ from seed_tf import datasets, random
 from seed_tf.datasets.sources import Source, digest, find
 from seed_tf.evaluation.labels import label_fraction
 from seed_tf.images import shorter_side
+from seed_tf.io.pipelines import BATCHES_AHEAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,8 @@ class LabelledImages:
                 seeds, images = random.view_keys(seeds), images[:, 0]
             return view(images, seeds=seeds, cropped=cropped), labels
 
-        views = batches.enumerate().map(augment, tf.data.AUTOTUNE)
-        return views.prefetch(tf.data.AUTOTUNE), len(batches) // epochs
+        views = batches.enumerate().map(augment, BATCHES_AHEAD)
+        return views.prefetch(BATCHES_AHEAD), len(batches) // epochs
 
     def pick(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the squares `[n, S, S, 3]` uint8 of images by number."""

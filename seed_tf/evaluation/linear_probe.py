@@ -24,6 +24,7 @@ from seed_tf.evaluation.labels import (
     label_fraction,
 )
 from seed_tf.images import check_channels, check_value_range
+from seed_tf.io.pipelines import BATCHES_AHEAD, steady
 from seed_tf.optimizers.sgd import SGD
 
 _BLOCK = 4096  # rows checked at a time
@@ -378,7 +379,7 @@ def _batches(name, data, num_classes, batch_size, shuffle=None):
                 f"`{name}` must give batches (examples, labels). "
                 f"Received: a dataset of {spec}."
             )
-        return data
+        return steady(data)
     examples, labels = check_labelled(name, data, num_classes)
     size = len(labels)
     for start in range(0, size, _BLOCK):
@@ -403,9 +404,9 @@ def _batches(name, data, num_classes, batch_size, shuffle=None):
         shape = [None, *examples.shape[1:]]
         return tf.ensure_shape(batch, shape), tf.ensure_shape(numbers, [None])
 
-    indices = tf.data.Dataset.range(size).batch(batch_size)
+    indices = steady(tf.data.Dataset.range(size)).batch(batch_size)
     batches = functions.kept_by(indices.map(pick))
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return batches.prefetch(BATCHES_AHEAD)
 
 
 def _largest_label(name, data):

@@ -18,6 +18,7 @@ from seed_tf.evaluation.labels import check_labelled
 from seed_tf.export.outputs import Outputs
 from seed_tf.images import check_channels
 from seed_tf.io.files import atomic_write, write_json
+from seed_tf.io.pipelines import steady
 
 # Images `[B, S, S, 3]` uint8 to "embedding" `[B, D]` and "features" `[B, C]`.
 Run: TypeAlias = Callable[[np.ndarray], Mapping[str, Any]]
@@ -310,7 +311,7 @@ def some(
     count = parts * _MOST
     if isinstance(images, tf.data.Dataset):
         batches, found = [], 0
-        for batch in images:
+        for batch in steady(images):
             batches.append(batch[0] if isinstance(batch, tuple) else batch)
             found += len(batches[-1])
             if found >= count:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from seed_tf.datasets.decoding import MAX_PIXELS
 from seed_tf.datasets.resizing import square
 from seed_tf.export.orientation import orientation
+from seed_tf.io.pipelines import ALL_CORES, steady
 
 JPEG, PNG, WEBP = 0, 1, 2
 _UNKNOWN = 3
@@ -40,7 +41,7 @@ def decode(
     def row(data):
         # Only data sets catch errors in a graph: take the first attempt that
         # succeeds. WebP needs the right number of channels, 4 with alpha.
-        attempts = tf.data.Dataset.from_tensor_slices([3, 4])
+        attempts = steady(tf.data.Dataset.from_tensor_slices([3, 4]))
         attempts = attempts.map(
             lambda channels: _square_of_file(data, channels, size, shorter)
         )
@@ -49,8 +50,8 @@ def decode(
         )
         return attempts.take(1).get_single_element()
 
-    rows = tf.data.Dataset.from_tensor_slices(files)
-    rows = rows.map(row, tf.data.AUTOTUNE).batch(np.iinfo(np.int64).max)
+    rows = steady(tf.data.Dataset.from_tensor_slices(files))
+    rows = rows.map(row, ALL_CORES).batch(np.iinfo(np.int64).max)
     return rows.get_single_element()
 
 

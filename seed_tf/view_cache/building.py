@@ -30,6 +30,7 @@ from seed_tf.io.files import (
     write_json,
 )
 from seed_tf.io.locks import folder_lock
+from seed_tf.io.pipelines import BATCHES_AHEAD
 from seed_tf.io.progress import Progress
 from seed_tf.io.units import duration, readable_bytes
 from seed_tf.trainer import check_encoder, noise_image
@@ -146,7 +147,7 @@ class _Batches:
             accompany=self._accompany,
             corrupt=self._corrupt,
         )
-        return batches.map(lambda batch, _: batch).prefetch(tf.data.AUTOTUNE)
+        return batches.map(lambda batch, _: batch).prefetch(BATCHES_AHEAD)
 
     def _accompany(self, step, index):
         numbers = tf.range(self._fixed.views_per_image, dtype=tf.int64)
