@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from seed_tf.evaluation.features import embedder
 from seed_tf.evaluation.knn import knn, nearest_others, neighbour_agreement
+from seed_tf.io.pipelines import steady
 
 
 class HeldOut:
@@ -28,7 +29,7 @@ class HeldOut:
         teacher: keras.Model | None = None,
     ):
         if not isinstance(images, np.ndarray):
-            images = np.concatenate(list(images.as_numpy_iterator()))
+            images = np.concatenate(list(steady(images).as_numpy_iterator()))
         self._images, self._embed = images, embedder(encoder)
         self._teacher = None
         if teacher is not None:

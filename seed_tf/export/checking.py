@@ -354,7 +354,8 @@ def _labelled(pair, side):
     checked = []
     for name, data in zip(("train", "test"), pair, strict=True):
         if isinstance(data, tf.data.Dataset):
-            images, labels = zip(*data.as_numpy_iterator(), strict=True)
+            batches = steady(data).as_numpy_iterator()
+            images, labels = zip(*batches, strict=True)
             data = np.concatenate(images), np.concatenate(labels)
         images, labels = check_labelled(name, data)
         _check_pixels(name, images, side)
