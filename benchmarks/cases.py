@@ -99,3 +99,36 @@ def fit_in_turns(seed, batches):
     )
     data = tf.data.Dataset.from_tensor_slices(batches).repeat()
     seed.fit(data, steps_per_epoch=2**31, callbacks=[callback], verbose=0)
+
+
+def whole_fits(seed, batches, epochs=3):
+    """Whole calls of `seed.fit` in turns, each of some short epochs.
+
+    Args:
+        seed: a compiled `seed_tf.SEED`.
+        batches: as of `fit_in_turns`.
+        epochs: int. An epoch has as many steps as were asked for.
+    """
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices(batches).repeat()
+
+    def run(steps):
+        seed.fit(data, epochs=epochs, steps_per_epoch=steps, verbose=0)
+        return epochs * steps
+
+    timing.Turns().repeat_whole(run)
+
+
+def steps_alone(seed, batches):
+    """The compiled step in turns, on tensors, without Keras's loop.
+
+    Args:
+        seed: a compiled `seed_tf.SEED`.
+        batches: uint8 `[N, B, H, W, 3]`, of which the first is used.
+    """
+    import tensorflow as tf
+
+    seed.optimizer.build(seed.trainable_variables)
+    step, images = tf.function(seed.train_step), tf.constant(batches[0])
+    timing.Turns().repeat(lambda: step(images)["loss"].numpy())

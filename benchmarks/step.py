@@ -12,13 +12,16 @@ Teacher ResNet-50, queue of 65,536, SGD with momentum; students by case:
     c  ResNet-18, 32 px, batch 256
     d  EfficientNet-B0, 224 px, batch 16
 
-Ours is the public `SEED.fit` with what it chooses by default, on uint8 images
-from memory; `views` pass them on as they are. PyTorch's side
-(`benchmarks.torch_seed`) gets the same images normalised beforehand, in the
-layout it prefers. "View cache" is ours with the teacher's embeddings from
-memory. Both sides use all cores. Each contender is a process, and at most
-seven are resident: first PyTorch's ways contend, then the authors' own (with
-stock and tuned malloc) and the fastest of the others take turns with ours.
+Ours is README's call: networks, `SEED`, `compile` and whole calls of `fit` of
+three short epochs, which choose all by themselves, on uint8 images from memory;
+`views` pass them on as they are. "Compiled step alone" is the same step without
+Keras's loop and without a data set. PyTorch's side (`benchmarks.torch_seed`)
+gets the same images normalised beforehand, in the layout it prefers; of its
+ways, those contend that the processor has units for. "View cache" is ours with
+the teacher's embeddings from memory. Both sides use all cores. Each contender
+is a process, and at most seven are resident: first PyTorch's ways contend, then
+the authors' own (with stock and tuned malloc) and the fastest of the others
+take turns with ours.
 """
 
 import contextlib
@@ -28,11 +31,10 @@ import os
 import numpy as np
 from absl import app, flags
 
-from benchmarks import profiling, timing
+from benchmarks import cases, profiling, timing
 from benchmarks.cases import (
     CASES,
     Case,
-    fit_in_turns,
     model,
     random_images,
     with_embeddings,
@@ -42,8 +44,14 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_enum("case", list(CASES), list(CASES), "What to time.")
 flags.DEFINE_multi_string(
     "precision",
-    ["float32", "mixed_bfloat16"],
-    "Of our student, a Keras policy; each is a contender.",
+    ["auto"],
+    "In which our student trains; each is a contender.",
+)
+flags.DEFINE_multi_string(
+    "torch",
+    [],
+    "PyTorch's ways by name, in place of those that the processor has units "
+    "for; the authors' own is always one.",
 )
 flags.DEFINE_string("teacher", "resnet50", "A backbone.")
 flags.DEFINE_integer("queue_size", 65536, "K, a multiple of the batch.", 1)
@@ -65,6 +73,8 @@ _FAST = {"channels_last": True, "fused": True}
 TORCH = {
     AUTHORS: {},
     "PyTorch float32, channels_last": _FAST,
+    "PyTorch float32, torch.compile": {**_FAST, "compile": True},
+    "PyTorch float32, teacher folded": {**_FAST, "fold": True},
     "PyTorch autocast bfloat16": {**_FAST, "autocast": True},
     "PyTorch autocast bfloat16, torch.compile": {
         **_FAST,
@@ -90,18 +100,23 @@ TORCH = {
 
 
 def contender(case, environment=None, **kind):
-    """What starts a worker: `torch=options`, or `precision=policy` for ours."""
+    """What starts a worker; `kind` holds arguments of `work`."""
     spec = {"case": case, **kind}
     return lambda: timing.Worker("benchmarks.step", spec, environment)
 
 
-def work(case, torch=None, precision=None, cached=False):
+def work(case, torch=None, precision="auto", cached=False, run="fit_in_turns"):
+    """Takes turns: PyTorch's step by options `torch`, or ours.
+
+    Args:
+        run: str, a function of `benchmarks.cases`.
+    """
     case = Case(*case)
     if torch is not None:
         work_torch(case, torch)
     images = random_images(case)
     batches = with_embeddings(images) if cached else images
-    fit_in_turns(model(case, precision), batches)
+    getattr(cases, run)(model(case, precision), batches)
 
 
 def work_torch(case, options):
@@ -134,13 +149,11 @@ def work_torch(case, options):
 
 def compare(case):
     """Rounds of all contenders, a dict for JSON."""
-    import seed_tf
-
     tuned = timing.TUNED_MALLOC
     with contextlib.ExitStack() as stack:
         torch, failed = timing.start(
             stack,
-            {k: contender(case, tuned, torch=v) for k, v in TORCH.items()},
+            {k: contender(case, tuned, torch=TORCH[k]) for k in torch_ways()},
             FLAGS.warm_up,
         )
         first, peaks = timing.take_turns(torch, FLAGS.rounds, FLAGS.steps)
@@ -149,19 +162,17 @@ def compare(case):
         kept = {name: torch[name] for name in dict.fromkeys([AUTHORS, fastest])}
         for name in torch.keys() - kept.keys():
             torch[name].close()
-        default = seed_tf.acceleration.precision.default_student_policy()
         ours = {
-            f"seed_tf, {policy}{', default' * (policy == default)}": contender(
-                case, precision=policy
-            )
-            for policy in dict.fromkeys([default, *FLAGS.precision])
+            "seed_tf, README's call": contender(case, run="whole_fits"),
+            "seed_tf, README's call, view cache": contender(
+                case, run="whole_fits", cached=True
+            ),
         }
-        ours[f"seed_tf, {default}, default, tuned malloc"] = contender(
-            case, tuned, precision=default
-        )
-        ours[f"seed_tf, {default}, default, view cache"] = contender(
-            case, precision=default, cached=True
-        )
+        for policy in FLAGS.precision:
+            name = f"seed_tf, compiled step alone, {policy}"
+            ours[name.removesuffix(", auto")] = contender(
+                case, run="steps_alone", precision=policy
+            )
         others, more_failed = timing.start(
             stack, {STOCK: contender(case, torch={}), **ours}, FLAGS.warm_up
         )
@@ -175,6 +186,19 @@ def compare(case):
         "peak_mb": peaks | more_peaks,
         "rounds": {"PyTorch": first, "all": second},
     }
+
+
+def torch_ways():
+    """Names of PyTorch's contenders on this processor."""
+    from seed_tf.acceleration import hardware
+
+    short = hardware.current().bfloat16
+    fitting = [
+        name
+        for name, options in TORCH.items()
+        if ("bfloat16" in name) == short or options == _FAST
+    ]
+    return list(dict.fromkeys([AUTHORS, *(FLAGS.torch or fitting)]))
 
 
 def rows(result):

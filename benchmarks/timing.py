@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,13 @@ TUNED_MALLOC = {
         }.items()
     )
 }
+
+# Those that choices of kernels depend on.
+_INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
+    *("amx_int8", "amx_bf16"),
+)
+_LIMIT, _SWITCH = "ONEDNN_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS"
 
 # A pipe of their own, since libraries print to the standard output.
 _REPLIES = "BENCHMARK_REPLIES"
@@ -146,6 +154,16 @@ class Turns:
             step()
             self.after_step()
 
+    def repeat_whole(self, run):
+        """The same by a function that takes a turn's number of steps.
+
+        It may make more, and returns how many.
+        """
+        while True:
+            self.before_step()
+            self._steps, self._left = run(self._steps), 1
+            self.after_step()
+
 
 def peak_mb():
     """The largest resident size that this process ever had (Linux)."""
@@ -253,13 +271,17 @@ def linearity(values, xs, ys, tolerance=0.1):
 
 def machine(*packages):
     """What the times were measured on, for a reader: a dict of strings."""
-    cpu = platform.processor()
+    cpu, instructions = platform.processor(), []
     info = pathlib.Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
+        fields = dict(
+            re.split(r"\s*:\s*", line, maxsplit=1)
+            for line in info.read_text().splitlines()
+            if ":" in line
+        )
+        cpu = fields.get("model name", cpu)
+        found = fields.get("flags", "").split()
+        instructions = [name for name in _INSTRUCTIONS if name in found]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = [f"Python {platform.python_version()}"]
     for package in packages:
@@ -269,6 +291,12 @@ def machine(*packages):
             continue
     return {
         "cpu": cpu,
+        "instructions": " ".join(instructions) or "unknown",
+        # What it uses of them, in TensorFlow and in PyTorch.
+        "oneDNN": f"up to {os.environ.get(_LIMIT, 'all')}",
+        "oneDNN in TensorFlow": {"0": "off", "1": "on"}.get(
+            os.environ.get(_SWITCH), "as TensorFlow chooses"
+        ),
         "cores": str(os.cpu_count()),
         "memory": f"{memory:.0f} GB",
         # PyTorch's threads wait for each other by spinning: on a busy machine

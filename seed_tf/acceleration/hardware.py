@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -29,6 +30,12 @@ class Hardware:
         device = "accelerator" if self.accelerated else "processor"
         return f"{device} {'with' if self.bfloat16 else 'without'} bfloat16"
 
+
+# Values of ONEDNN_MAX_CPU_ISA that leave oneDNN no bfloat16.
+_WITHOUT_BFLOAT16 = (
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    *("AVX512_CORE", "AVX512_CORE_VNNI"),
+)
 
 _assumed: contextvars.ContextVar[Hardware | None] = contextvars.ContextVar(
     "seed_tf_hardware", default=None
@@ -66,7 +73,7 @@ def _bfloat16_is_fast():
     """Whether the first device has matrix units for bfloat16.
 
     Among GPUs these are NVIDIA's from compute capability 8.0 on; among CPUs
-    those with AVX512-BF16 or AMX, which oneDNN uses.
+    those with AVX512-BF16 or AMX, where oneDNN may use it.
     """
     if tf.config.list_physical_devices("TPU"):
         return True
@@ -74,6 +81,9 @@ def _bfloat16_is_fast():
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return details.get("compute_capability", (0, 0)) >= (8, 0)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    if limit.upper() in _WITHOUT_BFLOAT16:
+        return False
     try:
         flags = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:  # no Linux

@@ -1,5 +1,6 @@
 """Tests of the choice between 32 and 16 bits."""
 
+import os
 import pathlib
 from unittest import mock
 
@@ -70,6 +71,17 @@ class PrecisionTest(parameterized.TestCase):
             self.assertEqual(
                 precision.default_teacher_precision(0.009), "float32"
             )
+
+    @parameterized.parameters(
+        ("AVX2", False), ("avx512_core", False), ("AVX512_CORE_BF16", True)
+    )
+    def test_a_limit_of_instructions(self, limit, expected):
+        environment = {"ONEDNN_MAX_CPU_ISA": limit}
+        with (
+            mock.patch.dict(os.environ, environment),
+            Machine(flags="avx2 avx512_bf16"),
+        ):
+            self.assertEqual(hardware.current().bfloat16, expected)
 
     @parameterized.parameters(
         ({"flags": "amx_bf16"}, "mixed_bfloat16"),
