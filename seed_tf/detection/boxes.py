@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+
 import tensorflow as tf
 
 from seed_tf.arguments import integer
@@ -58,14 +63,18 @@ def load_boxes(
 
     def example(example):
         objects = example["objects"]
-        image, boxes = resize(example["image"], objects["bbox"], image_size)
+        boxes = tf.clip_by_value(objects["bbox"], 0.0, 1.0)
+        image, boxes = resize(example["image"], boxes, image_size)
         number = tf.shape(boxes)[0]
         checked = tf.debugging.assert_less_equal(
             number, max_boxes, "An image has more than `max_boxes`."
         )
         with tf.control_dependencies([checked]):
             missing = max_boxes - number
-        skipped = objects[crowd[0]] if crowd else tf.zeros([number], tf.bool)
+        # COCO has a few objects without area.
+        skipped = _tiny(boxes) | tf.reduce_any(boxes[:, 2:] <= boxes[:, :2], 1)
+        if crowd:
+            skipped |= objects[crowd[0]]
         classes = tf.cast(objects["label"], tf.float32)
         padded = {
             "boxes": tf.pad(boxes, [[0, missing], [0, 0]], constant_values=-1),
@@ -159,19 +168,72 @@ def check_images(data: tf.data.Dataset, num_classes: int) -> None:
             f"Received: {getattr(data, 'element_spec', type(data).__name__)}."
         )
     check_size(height)
-    tops = []
-    for _, objects in steady(data).take(64):
-        tops.append(float(tf.reduce_max(objects["classes"])))
-        if tops[-1] >= 0:
-            break
-    else:
-        raise ValueError(
-            "Expected images with objects. Received: none in the first "
-            f"{len(tops)} images. COCO and VOC 2012 publish the split 'test' "
-            "without boxes."
-        )
-    if tops[-1] >= num_classes:
-        raise ValueError(
-            "Classes must be below `num_classes`. Received: class "
-            f"{tops[-1]:.0f}, num_classes={num_classes}."
-        )
+    seen = 0
+    with checked(data, num_classes) as samples:
+        for _, objects in samples.take(64):
+            seen += 1
+            if tf.reduce_any(objects["classes"] >= 0):
+                return
+    raise ValueError(
+        "Expected images with objects. Received: none in the first "
+        f"{seen} images. COCO and VOC 2012 publish the split 'test' "
+        "without boxes."
+    )
+
+
+@contextlib.contextmanager
+def checked(
+    data: tf.data.Dataset, num_classes: int
+) -> Iterator[tf.data.Dataset]:
+    """Gives the data, each sample checked when it is read.
+
+    Args:
+        data: data set of this package.
+        num_classes: int.
+
+    Raises:
+        ValueError: within the context, at the first sample that has an
+            impossible class, or a box beyond the image, without area, or in
+            [0, 1] instead of pixels. The message names sample and box.
+    """
+    check = functools.partial(_check_sample, num_classes)
+    try:
+        yield steady(data).enumerate().map(check)
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"Sample \d+.*pixels\.", str(error), re.DOTALL)
+        if not found:
+            raise
+        raise ValueError(found[0]) from None
+
+
+def _check_sample(num_classes, number, sample):
+    image, objects = sample
+    boxes, classes = objects["boxes"], objects["classes"]
+    side = tf.cast(tf.shape(image)[0], boxes.dtype)
+    x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
+    sound = (x1 < x2) & (y1 < y2) & ~_tiny(boxes)
+    # A pixel beyond the edge is rounding.
+    inside = (tf.minimum(x1, y1) >= -1) & (tf.maximum(x2, y2) <= side + 1)
+    known = (classes >= 0) & (classes < num_classes)
+    known &= classes == tf.floor(classes)
+    right = known & (sound & inside | objects["crowd"])
+    wrong = ~(right | (classes == -1))
+    first = tf.argmax(wrong)
+    message = tf.strings.format(
+        "Sample {} of the data set (from 0): object {} has the class {} and "
+        "the box {}. Expected a whole class from 0 to {}, and a box (x1, y1, "
+        "x2, y2) with an area inside the {} x {} pixels.",
+        (
+            *(number, first, classes[first], boxes[first], num_classes - 1),
+            *tf.unstack(tf.shape(image)[:2]),
+        ),
+    )
+    with tf.control_dependencies(
+        [tf.debugging.Assert(~tf.reduce_any(wrong), [message])]
+    ):
+        return tf.nest.map_structure(tf.identity, sample)
+
+
+def _tiny(boxes):
+    """Whether boxes `[M, 4]` lie in the first pixel, as those in [0, 1] do."""
+    return (boxes[:, 2] <= 1) & (boxes[:, 3] <= 1)

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from seed_tf.detection.boxes import check_images
+from seed_tf.detection.boxes import check_images, checked
 from seed_tf.detection.retinanet import detect
 from seed_tf.io.extras import extra
-from seed_tf.io.pipelines import steady
 
 METRICS = ("AP", "AP50", "AP75")
 
@@ -47,8 +46,8 @@ def evaluate_detector(
         Dict of "AP", "AP50" and "AP75", see `coco_metrics`.
     """
     check_images(test, model.num_classes)
-    batches = steady(test).batch(256)
-    objects = [o for _, o in batches.as_numpy_iterator()]
+    with checked(test, model.num_classes) as samples:
+        objects = [o for _, o in samples.batch(256).as_numpy_iterator()]
     truth = {k: np.concatenate([o[k] for o in objects]) for k in objects[0]}
     return coco_metrics(truth, detect(model, test, batch_size=batch_size))
 

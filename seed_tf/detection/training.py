@@ -14,9 +14,9 @@ from absl import logging
 
 from seed_tf import random
 from seed_tf.arguments import integer
-from seed_tf.detection.boxes import check_images, flip_images
+from seed_tf.detection.boxes import check_images, checked, flip_images
 from seed_tf.evaluation.linear_probe import DivergenceError
-from seed_tf.io.pipelines import BATCHES_AHEAD, steady
+from seed_tf.io.pipelines import BATCHES_AHEAD
 from seed_tf.io.units import duration
 from seed_tf.optimizers.schedule import warmup_cosine
 from seed_tf.optimizers.sgd import SGD
@@ -61,7 +61,8 @@ def fine_tune_detector(
         List of floats, the mean loss of each tenth of the steps.
 
     Raises:
-        ValueError: if an argument is out of range or the images do not fit.
+        ValueError: if an argument is out of range, the images do not fit, or
+            boxes or classes cannot be right.
         DivergenceError: a ValueError, if the loss is not finite.
 
     Source: RetinaNet's settings (section 4.1), except for the schedule.
@@ -84,15 +85,17 @@ def fine_tune_detector(
             images, boxes = flip_images(images, boxes, classes, flipped)
         return images, {"boxes": boxes, "classes": classes}
 
-    batches = (
-        steady(train)
-        .shuffle(2048, seed)
-        .repeat()
-        .batch(batch_size, drop_remainder=True)
-        .enumerate()
-        .map(lambda step, data: batch(step, *data), BATCHES_AHEAD)
-        .prefetch(BATCHES_AHEAD)
-    )
+    def batches(samples):
+        return (
+            samples.shuffle(2048, seed)
+            .repeat()
+            .batch(batch_size, drop_remainder=True)
+            .enumerate()
+            .map(lambda step, data: batch(step, *data), BATCHES_AHEAD)
+            .prefetch(BATCHES_AHEAD)
+            .take(steps)
+        )
+
     epochs = min(10, steps)
     model.compile(
         optimizer=SGD(
@@ -112,11 +115,14 @@ def fine_tune_detector(
         jit_compile=False,
     )
     progress = _Progress(steps, epochs, learning_rate, log)
-    with warnings.catch_warnings():
+    with (
+        checked(train, model.num_classes) as samples,
+        warnings.catch_warnings(),
+    ):
         # KerasCV's input lacks its name.
         warnings.filterwarnings("ignore", "The structure of `inputs`")
         model.fit(
-            batches.take(steps),
+            batches(samples),
             shuffle=False,  # already done; Keras's default warns
             verbose=0,
             callbacks=[progress],

@@ -153,7 +153,9 @@ embedding = model.signatures["serve_bytes"](images=files)["embedding"]
 With TensorFlow Serving, which watches the parent folder:
 
 ```sh
-curl http://localhost:8501/v1/models/{name}:predict -d '{{"signature_name":
-  "serve_bytes", "instances": [{{"b64": "'$(base64 -w0 image.jpg)'"}}]}}'
+{{ printf '{{"signature_name": "serve_bytes", "instances": [{{"b64": "'
+  base64 < image.jpg | tr -d '\\n'
+  printf '"}}]}}'; }} |
+  curl -d @- http://localhost:8501/v1/models/{name}:predict
 ```
 """.strip()

@@ -23,6 +23,7 @@ from seed_tf.detection import (
     comparison,
     training,
 )
+from seed_tf.detection.boxes import checked
 from seed_tf.detection.synthetic_detection import synthetic_detection
 from seed_tf.encoders.backbones import BACKBONES
 from seed_tf.encoders.resnet import resnet
@@ -200,9 +201,9 @@ class SyntheticDetectionTest(parameterized.TestCase):
         self.assertFalse(np.array_equal(first[0], other[0]))
 
     @parameterized.parameters(
-        ({"size": 0}, "`size` must be an integer of at least 1"),
+        ({"size": 0}, "`size` must be a positive integer"),
         ({"image_size": 64}, "`image_size` must be an integer of at least 72"),
-        ({"max_digits": 0}, "`max_digits` must be an integer of at least 1"),
+        ({"max_digits": 0}, "`max_digits` must be a positive integer"),
         ({"split": "dev"}, '`split` must be "train" or "test"'),
     )
     def test_errors(self, change, message):
@@ -384,7 +385,7 @@ class FineTuneTest(parameterized.TestCase):
         self.assertFalse(frozen.trainable)
 
     @parameterized.parameters(
-        ({"steps": 0}, "`steps` must be an integer of at least 1"),
+        ({"steps": 0}, "`steps` must be a positive integer"),
         ({"batch_size": 1}, "`batch_size` must be an integer of at least 2"),
         ({"train": [1]}, "Expected a tf.data.Dataset of single images"),
     )
@@ -397,7 +398,7 @@ class FineTuneTest(parameterized.TestCase):
     def test_data_must_fit_the_detector(self):
         images, objects = synthetic_detection("train", 1)
         objects["classes"][:] = 10
-        with self.assertRaisesRegex(ValueError, "class 10, num_classes=10"):
+        with self.assertRaisesRegex(ValueError, "class 10 .* from 0 to 9"):
             detection.evaluate_detector(
                 tiny_detector(), data_set(images, objects)
             )
@@ -405,6 +406,40 @@ class FineTuneTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "multiple of 32"):
             detection.evaluate_detector(
                 tiny_detector(), data_set(images, objects)
+            )
+
+    @parameterized.parameters(
+        ("boxes", [0.1, 0.2, 0.5, 0.6]),  # in [0, 1]
+        ("boxes", [10, 10, 90, 120]),  # beyond the image
+        ("boxes", [-9, 10, 40, 40]),
+        ("boxes", [40, 10, 30, 40]),  # no area
+        ("boxes", [10, 10, np.nan, 40]),
+        ("classes", 10),
+        ("classes", -2),
+        ("classes", 0.5),
+    )
+    def test_every_sample_is_checked(self, field, value):
+        images, objects = synthetic_detection("train", 3)
+        objects[field][2, 0] = value
+        data = data_set(images, objects)
+        message = r"^Sample 2 .* object 0 .*the 96 x 96 pixels\.$"
+        with self.assertRaisesRegex(ValueError, message):
+            detection.evaluate_detector(tiny_detector(), data)
+        objects["classes"][2, 0] = 0
+        objects["crowd"][2, 0] = True
+        with checked(data_set(images, objects), 10) as samples:
+            self.assertLen(list(samples), 3)
+
+    @pytest.mark.slow
+    def test_training_stops_at_a_box_in_0_to_1(self):
+        images, objects = synthetic_detection("train", 3)
+        objects["boxes"][2] /= 96
+        with self.assertRaisesRegex(ValueError, "^Sample 2 .* object 0"):
+            detection.fine_tune_detector(
+                tiny_detector(),
+                data_set(images, objects),
+                steps=2,
+                batch_size=2,
             )
 
     def test_infinite_loss_stops_training(self):
