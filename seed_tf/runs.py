@@ -190,6 +190,8 @@ def _run_in(folder, config, strategy, log):
         begun=folder.earlier.get("data"),
         held_out_names=folder.read("held_out.json", list),
     )
+    if folder.chief:
+        log(images.summary)
     teacher = None
     with strategy.scope():
         if distils:

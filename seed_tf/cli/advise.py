@@ -110,31 +110,30 @@ def run(call: Call[Settings]) -> None:
     settings = call.settings
     teacher = seed_tf.checkpoints.load_encoder(settings.encoder)
     views = recipes.build_views(settings)
-    batches = seed_tf.datasets.load(
+    source = seed_tf.datasets.describe(
         settings.dataset,
         split=settings.split,
         data_dir=settings.data_dir,
+        download=settings.download,
+    ).source
+    print(source.summary, flush=True)
+    batches = seed_tf.datasets.load(
+        source,
+        split=settings.split,
         image_size=shorter_side(settings.image_size),
         batch_size=settings.batch_size,
         seed=settings.seed,
         views=views,
         drop_remainder=False,
-        download=settings.download,
         corrupt=seed_tf.datasets.CorruptFiles(settings.max_corrupt_fraction),
     )
-    images = seed_tf.datasets.load(
-        settings.dataset,
-        split=settings.split,
-        data_dir=settings.data_dir,
-        batch_size=1,
-    ).cardinality()
     batches = batches.take(-(-settings.max_images // settings.batch_size))
     embeddings = advice.view_embeddings(
         teacher, batches, views, seed=settings.seed
     )[: settings.max_images]
     found = advice.advise(
         embeddings,
-        images=int(images),
+        images=source.size,
         temperature=settings.teacher_temperature,
         queue_size=settings.queue_size,
     )

@@ -58,6 +58,7 @@ class Settings:
         "int8. litert and onnx need the folder.",
         path="read",
     )
+    split: str = setting("train", "Split of --data_dir.")
     labels_dir: str | None = setting(
         None,
         "Folder with train and test, each of class folders. saved_model trains "
@@ -126,7 +127,7 @@ class Run:
                 )
         os.makedirs(settings.output, exist_ok=True)
         self.images = settings.data_dir and self._load(
-            settings.data_dir, "train"
+            settings.data_dir, settings.split
         )
         self.labelled = settings.labels_dir and [
             self._load(settings.labels_dir, split, labels=True)
@@ -146,10 +147,12 @@ class Run:
         return os.path.join(self.settings.output, self.name + ending)
 
     def _load(self, data_dir, split, labels=False):
+        source = seed_tf.datasets.describe(
+            "folder", split=split, data_dir=data_dir
+        ).source
+        print(source.summary, flush=True)
         return seed_tf.datasets.load(
-            "folder",
-            split=split,
-            data_dir=data_dir,
+            source,
             image_size=self.size,
             resize=self.resize,
             batch_size=self.settings.batch_size,
@@ -251,7 +254,7 @@ def probe_and_labels(run: Run) -> tuple[ProbeResult, list[str]]:
     )
     # The name of a class that is only in `test` is its number.
     labels = list(map(str, range(len(probe.bias))))
-    folder = os.path.expanduser(run.settings.labels_dir)
+    folder = run.settings.labels_dir
     files = ImageFolder(folder, "train")
     for path, label in map(files.__getitem__, range(files.size)):
         _, name, *_ = os.path.relpath(path, folder).split(os.sep)
@@ -266,7 +269,7 @@ def some_files(run: Run) -> list[bytes]:
     from seed_tf.datasets.folders import ImageFolder
     from seed_tf.export.decoding import decode
 
-    names = ImageFolder(os.path.expanduser(run.settings.data_dir), "train")
+    names = ImageFolder(run.settings.data_dir, run.settings.split)
     chosen = np.linspace(0, names.size - 1, min(_MOST, names.size))
     files = []
     for number in np.round(chosen).astype(int):

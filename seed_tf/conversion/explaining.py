@@ -14,9 +14,10 @@ from seed_tf.checkpoints.layouts import LAYOUTS, Contents
 from seed_tf.checkpoints.weights import assign, misfits, parameters
 from seed_tf.conversion import torch_reference
 from seed_tf.datasets import centre_crops, image_files
-from seed_tf.datasets.walking import no_images
+from seed_tf.datasets.walking import found_images, no_images
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation import embed, nearest_neighbours
+from seed_tf.io.text import visible
 
 MOST_IMAGES = 256
 
@@ -76,7 +77,10 @@ def explain(
         ValueError: if the file cannot be read, its network is unknown, or the
             folder has no images.
     """
-    files = None if images is None else _files(images)
+    files = None
+    if images is not None:
+        files, line = _files(images)
+        yield line
     encoder, contents = loading.open_file(path, source=source)
     if contents is not None:
         encoder = Encoder(contents.backbone(), **contents.encoder)
@@ -93,7 +97,7 @@ def explain(
     pixels = _noise(image_size)
     if files:
         pixels = centre_crops(files, image_size)
-        names = [os.path.basename(file) for file in files]
+        names = [visible(os.path.basename(file)) for file in files]
         yield _embeddings(encoder, pixels, names)
     if contents is not None:
         yield _blocks(encoder, contents, pixels[:2])
@@ -144,14 +148,16 @@ def _blocks(encoder: Encoder, contents: Contents, pixels: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def _files(folder: str) -> list[str]:
-    """Returns image files below a folder, evenly spaced if there are many."""
+def _files(folder: str) -> tuple[list[str], str]:
+    """Returns evenly spaced image files below a folder, and a line on all."""
     left_out: collections.Counter[str] = collections.Counter()
     files = list(image_files(os.path.expanduser(folder), left_out))
     if not files:
         raise no_images(folder, left_out)
     chosen = np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES))
-    return [files[i] for i in chosen.astype(int)]
+    folders = len(set(map(os.path.dirname, files)))
+    found = found_images(len(files), folders, folder, left_out)
+    return [files[i] for i in chosen.astype(int)], f"{found}."
 
 
 def _noise(size: int) -> np.ndarray:

@@ -7,9 +7,16 @@ from collections import Counter
 
 import numpy as np
 
-from seed_tf.datasets.walking import list_folder, no_images, walk
+from seed_tf.datasets.walking import (
+    found_images,
+    list_folder,
+    no_images,
+    walk,
+)
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
+_ALL = "all"  # a split without a folder: all images, each folder a class
+_SHOWN = 5  # names in a message
 
 
 class ImageFolder:
@@ -25,6 +32,7 @@ class ImageFolder:
 
     Attributes:
         size: int, images.
+        summary: str, a line about the images and the other files.
         left_out: numbers of the split's other files, by ending, see
             `walking.Files`.
 
@@ -67,6 +75,8 @@ class ImageFolder:
             if loose
             else ""
         )
+        found = found_images(self.size, len(firsts), root, self.left_out)
+        self.summary = f"Split {split!r}: {found}."
 
     def __getitem__(self, index: int) -> tuple[str, int]:
         """Returns the path and the label (-1 for none) of an image."""
@@ -86,23 +96,52 @@ def check_folder(path: str | None) -> None:
 
 def _root_and_classes(path, split):
     """Returns the folder of a split, and the sorted names of all classes."""
-    subfolders = list_folder(path).folders
+    files = list_folder(path)
+    subfolders = files.folders
+    if split == _ALL and _ALL not in subfolders:
+        return path, subfolders
     splits = [x for x in dict.fromkeys([*_SPLITS, split]) if x in subfolders]
     if split in splits:
         root = os.path.join(path, split)
+        if split in _SPLITS:  # not a name that the user must have given
+            _check_nothing_beside(path, files, splits, root)
     elif split == "train" and not splits:
         root = path
     else:
         found = f"has {', '.join(splits)}" if splits else "has no splits"
         raise ValueError(
             f"Unknown split {split!r}: {path!r} {found}. A folder without "
-            'splits is read as split="train".'
+            "splits is read as split=\"train\". `split='all'` reads everything."
         )
     # Number the classes of all splits together: a class that one split lacks
     # keeps its number.
     roots = [os.path.join(path, name) for name in splits]
     listed = [list_folder(root).folders for root in roots] or [subfolders]
     return root, sorted(set().union(*listed))
+
+
+def _check_nothing_beside(path, files, splits, root):
+    """Raises ValueError if images lie beside split folders."""
+    loose = files.images.count(b"\0")
+    others = [
+        name
+        for name in files.folders
+        if name not in splits
+        and any(x.images for _, _, x in walk(os.path.join(path, name)))
+    ]
+    if not loose and not others:
+        return
+    beside = [f"{loose} in {path!r} itself"] if loose else []
+    beside += [repr(name) for name in others[:_SHOWN]]
+    if len(others) > _SHOWN:
+        beside.append(f"{len(others) - _SHOWN} more folders")
+    named = " and ".join(map(repr, splits))
+    raise ValueError(
+        f"{path!r} has {named}, taken for splits, and images beside: "
+        f"{', '.join(beside)}. If all folders are classes, read all images "
+        f"with `split='all'`. To read a split alone, give its own folder, "
+        f"`data_dir='{root}'`, or move the other images."
+    )
 
 
 def _mapped(file):

@@ -157,7 +157,8 @@ def load(
             `data_dir`; the name of a TensorFlow data set; or a `Source`.
         split: "train", "test", or another split of the data set. The split of
             a folder is its subfolder of that name; a folder without such
-            subfolders is all "train". TFDS also takes a slice: "train[:10%]".
+            subfolders is all "train". "all" is the whole folder, and each
+            subfolder a class. TFDS also takes a slice: "train[:10%]".
         data_dir: folder, or .tsv file. For TFDS None means its default.
         image_size: positive int, S, of whole images.
         resize: positive int, at least S; `image_size` if None. The paper
@@ -203,8 +204,9 @@ def load(
 
     Raises:
         ValueError: if the data are missing, unreadable or empty, the split is
-            unknown, labels are missing, the data do not fill a batch, the view
-            cache is of other data or views, or an argument is out of range.
+            unknown, images lie beside split folders, labels are missing, the
+            data do not fill a batch, the view cache is of other data or views,
+            or an argument is out of range.
 
     Example:
 

@@ -58,6 +58,11 @@ class Source(abc.ABC):
         Usually these are the names and sizes of the files, in order.
         """
 
+    @property
+    def summary(self) -> str:
+        """A line about the images, and about files that were left out."""
+        return f"{self.size:,} images."
+
     def versions(self) -> Iterable[Any]:
         """Yields facts that change when a file changes in place."""
         return self.contents()
@@ -184,6 +189,10 @@ class Folder(Source):
         self._root, self._split = path, split
         self._files = ImageFolder(path, split)
         self.size, self.unlabelled = self._files.size, self._files.unlabelled
+
+    @property
+    def summary(self) -> str:
+        return self._files.summary
 
     def fetch(self, number: int) -> tuple[bytes, int]:
         path, label = self._files[number]

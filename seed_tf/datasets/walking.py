@@ -133,6 +133,21 @@ def listed(left_out: Mapping[str, int]) -> str:
     return ", ".join(shown)
 
 
+def found_images(
+    images: int, folders: int, root: str, left_out: Mapping[str, int]
+) -> str:
+    """Describes the images that were found, in one line.
+
+    >>> found_images(7, 1, "photos", {".txt": 2})
+    "7 images in 1 folder of 'photos'; left out: 2 .txt"
+    """
+    text = (
+        f"{images:,} image{'s' * (images != 1)} in {folders:,} "
+        f"folder{'s' * (folders != 1)} of {root!r}"
+    )
+    return f"{text}; left out: {listed(left_out)}" if left_out else text
+
+
 def no_images(folder: str, left_out: Mapping[str, int]) -> ValueError:
     """Returns the error for a folder without images."""
     message = (

@@ -132,6 +132,11 @@ class LabelledImages:
         return self._source.labels
 
     @property
+    def summary(self) -> str:
+        """A line about the images, and about files that were left out."""
+        return self._source.summary
+
+    @property
     def num_classes(self) -> int:
         return self._source.num_classes
 

@@ -394,6 +394,8 @@ def evaluate(
             Subsets(config, folder),
         )
         _check(config, resources, protocols, seeds)
+        for images in dict.fromkeys((config.train, config.test)):
+            config.log(images.summary)
         return _run(encoders, protocols, config, resources, seeds)
 
 

@@ -129,6 +129,7 @@ class _Builder:
         size = self._config["image_size"]
         dim = embed(np.zeros([1, size, size, 3], np.uint8)).shape[1]
         listing = ImageFiles(images)
+        self._log(listing.summary)
         corrupt = CorruptFiles(1.0)
         corrupt.size = len(listing.keys) + len(listing.refused)
         for name, problem in listing.refused.items():

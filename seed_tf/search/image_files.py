@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from seed_tf.datasets.walking import image_files, no_images
+from seed_tf.datasets.walking import found_images, image_files, no_images
 
 
 class Lines:
@@ -58,7 +58,7 @@ class ImageFiles:
         paths: `Lines`, relative to the folder.
         keys: `[N]` array of 16 bytes, the digests.
         refused: dict of unusable paths to the reasons.
-        left_out: numbers of other files, by ending.
+        summary: a line about the images and the other files.
 
     Raises:
         ValueError: if a folder cannot be read, or there are no images.
@@ -67,21 +67,25 @@ class ImageFiles:
     def __init__(self, root: str) -> None:
         self.root = root
         self.refused: dict[str, str] = {}
-        self.left_out: Counter[str] = Counter()
+        left_out: Counter[str] = Counter()
+        folders: set[str] = set()
         keys = bytearray()
         with tempfile.TemporaryFile() as names:
-            for file in image_files(root, self.left_out):
+            for file in image_files(root, left_out):
                 path = file[len(root) :].lstrip(os.sep)
                 if problem := _unfit(path):
                     self.refused[repr(path)] = problem
                     continue
+                folders.add(os.path.dirname(path))
                 names.write(path.encode() + b"\n")
                 keys += _key(path, _status(file))
             names.flush()
             if not keys:
-                raise no_images(root, self.left_out)
+                raise no_images(root, left_out)
             self.paths = Lines(names)
         self.keys = np.frombuffer(keys, "S16")
+        found = found_images(len(self.keys), len(folders), root, left_out)
+        self.summary = f"{found}."
         self._sorted = np.argsort(self.keys)
 
     def find(self, keys: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ class RunImages:
 
     Attributes:
         identity: JSON dict that identifies the images of the run.
+        summary: a line about the images that were found.
         held_out: number of images that training leaves out.
         held_out_names: their names; [] if images have no `Source.key`.
         steps_per_epoch: steps in an epoch.
@@ -55,7 +56,7 @@ class RunImages:
         # Views are crops of larger images.
         self._whole_size = shorter_side(config.image_size)
         self._source = self._train = self._unseen = self._find(config.split)
-        size = self._source.size
+        size, self.summary = self._source.size, self._source.summary
         self.identity = {
             "images": size,
             "fingerprint": self._source.fingerprint(),

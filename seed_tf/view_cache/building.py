@@ -103,6 +103,7 @@ def build(
     )
     corrupt = data.pop("corrupt", None)
     images_of = datasets.describe(name, views=views, **data)
+    log(images_of.source.summary)
     fixed = cache.FixedViews(seed, views_per_image)
     batches = _Batches(images_of, fixed, images, corrupt)
     samples = views(noise_image(), seeds=tf.zeros([1, 2], tf.uint32))

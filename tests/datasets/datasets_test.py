@@ -336,6 +336,57 @@ class FolderTest(parameterized.TestCase):
         ):
             self.load(split="val")
 
+    @parameterized.parameters(
+        (
+            ("bus/1.png", "car/1.png", "train/1.png", "tram/1.png"),
+            "'train', taken for splits, and images beside: 'bus', 'car', 'tr",
+        ),
+        (
+            ("train/1.png", "test/1.png", "2.png", "3.png"),
+            "beside: 2 in '.*' i",
+        ),
+        (("train/a/1.png", "x/deep/er/1.png"), "beside: 'x'"),
+    )
+    def test_images_beside_a_split_do_not_vanish(self, names, message):
+        self.write_all(*names)
+        with self.assertRaisesRegex(
+            ValueError,
+            f"has .*{message}.*`split='all'`.*`data_dir='.*/train'`",
+        ):
+            self.load()
+        source = datasets.describe(
+            "folder", data_dir=self.root, split="all"
+        ).source
+        self.assertEqual(source.size, len(names))
+        classes = {name.split("/")[0] for name in names if "/" in name}
+        self.assertEqual(set(source.class_names.values()) - {"2.png"}, classes)
+
+    def test_what_lies_beside_a_split_without_images(self):
+        self.write_all("train/1.png", "val/1.png", "notes.txt", "labels/a.xml")
+        self.assertEqual(int(self.load().cardinality()), 1)
+        self.write_all("mine/1.png", "other/1.png")
+        self.assertEqual(int(self.load(split="mine").cardinality()), 1)
+
+    def test_summary(self):
+        self.write_all(
+            *("train/a/1.png", "train/a/b/2.png", "train/c/3.png"),
+            *("train/a/x.txt", "train/y.TXT", "train/z", "test/a/4.png"),
+        )
+
+        def summary(split):
+            return datasets.describe(
+                "folder", data_dir=self.root, split=split
+            ).source.summary
+
+        self.assertRegex(
+            summary("train"),
+            "Split 'train': 3 images in 3 folders of '.*/train'; left out: "
+            "2 .txt, 1 without ending.$",
+        )
+        self.assertRegex(
+            summary("test"), "Split 'test': 1 image in 1 folder of '.*/test'.$"
+        )
+
     def test_a_plain_folder_is_the_training_split_only(self):
         self.write_all("1.png")
         self.assertEqual(int(self.load().cardinality()), 1)

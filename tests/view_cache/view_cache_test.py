@@ -385,6 +385,7 @@ class ViewCacheTest(parameterized.TestCase):
                 views_per_image=2,
                 log=lines.append,
             )
+        self.assertRegex(lines.pop(0), "^Split 'train': 21 images in 1 fold")
         self.assertEqual(
             lines[0],
             "21 images, 2 views of 32 bytes each: 1.73 kB in 3 files, "
@@ -419,6 +420,7 @@ class ViewCacheTest(parameterized.TestCase):
         gone.write_bytes(file_of(self.path, 2).read_bytes())
         lines = []
         build(path, self.data, teacher=self.teacher, log=lines.append)
+        self.assertStartsWith(lines.pop(0), "Split 'train': 21 images")
         self.assertStartsWith(lines[3], "48 views to embed")
         self.assertEqual(content(path), content(self.path))
         self.assertStartsWith(lines[0], f"{flipped.name} is damaged (its chec")
