@@ -28,7 +28,8 @@ from keras import ops
 from seed_tf.acceleration.hardware import Hardware
 
 # The largest maps, in pixels a side, for which products replace a convolution
-# and the gradient of its kernel.
+# and the gradient of its kernel in bfloat16. In float32 the winner depends on
+# the processor: see "Gradients of kernels" in docs/performance.md.
 _PRODUCT_SIDE, _TAPS_SIDE = 2, 7
 _LANES = 16  # bytes that matrix units read at a time
 

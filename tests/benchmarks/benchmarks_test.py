@@ -124,6 +124,8 @@ print("what a library says")
 turns = timing.Turns()
 if "fail" in sys.argv[1]:
     raise OSError("no such thing")
+if "whole" in sys.argv[1]:
+    turns.repeat_whole(lambda steps: time.sleep(0.06 * steps) or 2 * steps)
 turns.repeat(lambda: time.sleep(0.03))
 """
 
@@ -139,7 +141,7 @@ class WorkerTest(absltest.TestCase):
         return worker
 
     def test_turns(self):
-        workers = {name: self.start(name) for name in ("one", "two")}
+        workers = {name: self.start(name) for name in ("one", "whole")}
         rounds, peaks = timing.take_turns(workers, rounds=2, steps=10)
         self.assertLen(rounds, 2)
         for seconds in rounds:
