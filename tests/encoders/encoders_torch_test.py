@@ -115,10 +115,8 @@ class EncodersTorchTest(parameterized.TestCase):
         ("resnet152", 48),
         ("resnet50w2", 48),
         ("resnet50w4", 32, "imagenet", "float32"),  # to save memory
-        ("resnet50w5", 32, "imagenet", "float32"),
         ("mobilenet_v3_large", 224),
         ("efficientnet_b0", 224),
-        ("efficientnet_b1", 224),
         ("efficientnet_b1", 96),
     )
     @pytest.mark.slow
