@@ -70,8 +70,12 @@ SCRIPT = textwrap.dedent(
         return model
 
     results = {}
-    train("seed", seed_tf.views.moco_v2(8))
-    train("moco", seed_tf.views.moco_v2(8))
+    light = seed_tf.views.View([
+        seed_tf.views.RandomResizedCrop(8),
+        seed_tf.views.RandomHorizontalFlip(),
+    ])
+    train("seed", light)
+    train("moco", light)
     model = train(
         "apart", lambda images: keras.ops.cast(images, "float32"),
         synchronise=False, jit_compile=True, steps_per_execution=5)
