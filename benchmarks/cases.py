@@ -41,9 +41,11 @@ def model(case, precision="auto", views=None, hardware=None, **options):
         hardware: `Hardware`, by default this machine's.
         **options: further ones of SEED.
     """
+    import seed_tf  # before TensorFlow: it turns oneDNN on
+
+    # isort: split
     import keras
 
-    import seed_tf
     from seed_tf.acceleration import Plan
     from seed_tf.acceleration import hardware as machine
 

@@ -294,9 +294,10 @@ def machine(*packages):
         "instructions": " ".join(instructions) or "unknown",
         # What it uses of them, in TensorFlow and in PyTorch.
         "oneDNN": f"up to {os.environ.get(_LIMIT, 'all')}",
-        "oneDNN in TensorFlow": {"0": "off", "1": "on"}.get(
-            os.environ.get(_SWITCH), "as TensorFlow chooses"
-        ),
+        # `import seed_tf` turns it on unless the variable says no.
+        "oneDNN in TensorFlow": "off"
+        if os.environ.get(_SWITCH) == "0"
+        else "on",
         "cores": str(os.cpu_count()),
         "memory": f"{memory:.0f} GB",
         # PyTorch's threads wait for each other by spinning: on a busy machine
