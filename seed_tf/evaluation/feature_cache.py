@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,21 @@ from absl import logging
 
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation.features import batch_embedder, check_finite
+from seed_tf.io.arrays import (
+    ArrayWriter,
+    checksum,
+    open_array,
+    read_record,
+    write_record,
+)
 from seed_tf.io.fingerprints import fingerprint
 
 if TYPE_CHECKING:
     from seed_tf.evaluation.labelled_images import LabelledImages
 
 _BLOCK = 16384
-# Exceptions from reading a damaged entry.
-_DAMAGE: Any = (OSError, ValueError, KeyError, TypeError, EOFError)
+# Types and ranks of an entry's arrays.
+_ARRAYS: dict[str, Any] = {"features": (np.float32, 2), "labels": (np.int64, 1)}
 
 
 class FeatureCache:
@@ -121,7 +127,8 @@ class FeatureCache:
         """
         name = f"*-{images.fingerprint}-*"
         for path in glob.glob(os.path.join(glob.escape(self._folder), name)):
-            with contextlib.suppress(*_DAMAGE):  # `features` warns of it
+            # `features` warns of damage.
+            with contextlib.suppress(OSError, ValueError):
                 return np.array(_load(path, "labels"))
         return images.labels
 
@@ -133,11 +140,10 @@ class FeatureCache:
         try:
             features = _load(path, "features", check=not known)
             labels = _load(path, "labels", check=not known)
-        except _DAMAGE as error:
-            logging.warning(
-                "Cached features in %s are damaged (%s): computing them again.",
-                *(path, error),
-            )
+            if len(features) != len(labels):
+                raise ValueError(f"{path!r} has other labels")
+        except (OSError, ValueError) as error:
+            logging.warning("%s. Computing the features again.", error)
             shutil.rmtree(path)
             return None
         self._whole.add(path)
@@ -189,13 +195,21 @@ def _renumbered(text):
 
 
 def _load(path, name, check=True):
-    """Returns a memory-mapped array of an entry; raises `_DAMAGE`."""
-    with open(os.path.join(path, "entry.json")) as file:
-        sums = json.load(file)
-    array = np.load(os.path.join(path, f"{name}.npy"), "r")
-    if check and _checksum(array) != sums[name]:
-        raise ValueError(f"the checksum of {name}.npy is wrong")
-    return array
+    """Returns a memory-mapped array of an entry.
+
+    Raises:
+        FileNotFoundError: if a file of the entry is missing.
+        ValueError: if a file is damaged.
+    """
+    dtype, rank = _ARRAYS[name]
+    file = f"{name}.npy"
+    sums = read_record(os.path.join(path, "entry.json"), {file: str})
+    return open_array(
+        os.path.join(path, file),
+        dtype,
+        (None,) * rank,
+        sums[file] if check else None,
+    )
 
 
 def _through_head(model, features, labels):
@@ -210,19 +224,17 @@ def _through_head(model, features, labels):
 
 def _write(path, batches):
     unfinished = tempfile.mkdtemp(".unfinished", "", os.path.dirname(path))
+    files = {f"{x}.npy": os.path.join(unfinished, f"{x}.npy") for x in _ARRAYS}
     try:
         with (
-            _Rows(os.path.join(unfinished, "features.npy")) as features,
-            _Rows(os.path.join(unfinished, "labels.npy")) as labels,
+            ArrayWriter(files["features.npy"]) as features,
+            ArrayWriter(files["labels.npy"]) as labels,
         ):
             for block, block_labels in batches:
                 features.append(np.asarray(block, np.float32))
                 labels.append(np.asarray(block_labels, np.int64))
-        sums = {"features": features.checksum, "labels": labels.checksum}
-        with open(os.path.join(unfinished, "entry.json"), "w") as file:
-            json.dump(sums, file)
-            file.flush()
-            os.fsync(file.fileno())
+        sums = {name: checksum(file) for name, file in files.items()}
+        write_record(os.path.join(unfinished, "entry.json"), sums)
         try:
             os.rename(unfinished, path)
         except OSError:
@@ -231,49 +243,3 @@ def _write(path, batches):
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-class _Rows:
-    """Writes an .npy file without knowing its number of rows in advance."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._rows = path, 0
-        self._header: dict[str, Any] = {}
-        self.checksum = 0
-
-    def append(self, block):
-        if not self._header:
-            self._header = {
-                "descr": np.lib.format.dtype_to_descr(block.dtype),
-                "fortran_order": False,
-                "shape": (0, *block.shape[1:]),
-            }
-            self._write_header()
-        data = block.tobytes()
-        self._file.write(data)
-        self.checksum = zlib.crc32(data, self.checksum)
-        self._rows += len(block)
-
-    def _write_header(self):
-        # NumPy's padding leaves room to overwrite it with more rows.
-        np.lib.format.write_array_header_1_0(self._file, self._header)
-
-    def __enter__(self):
-        self._file = open(self._path, "wb")
-        return self
-
-    def __exit__(self, *error):
-        with self._file:
-            if error[0] is None:
-                self._header["shape"] = (self._rows, *self._header["shape"][1:])
-                self._file.seek(0)
-                self._write_header()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-
-
-def _checksum(array):
-    total = 0
-    for start in range(0, len(array), _BLOCK):
-        total = zlib.crc32(array[start : start + _BLOCK].tobytes(), total)
-    return total

@@ -8,7 +8,8 @@ import os
 import keras
 import numpy as np
 
-from seed_tf.io.files import differences, read_json
+from seed_tf.io.arrays import open_array, read_record, verify
+from seed_tf.io.files import differences
 from seed_tf.io.fingerprints import fingerprint
 
 
@@ -43,9 +44,19 @@ def read_index(
             or its size of images differs.
     """
     try:
-        config = read_json(os.path.join(folder, "index.json"))
-        embeddings = np.load(os.path.join(folder, "embeddings.npy"), "r")
+        sizes = ("count", "dim", "image_size", "resize")
+        config = read_record(
+            os.path.join(folder, "index.json"), dict.fromkeys(sizes, int)
+        )
+        sums = config.get("checksums", {})
+        embeddings = open_array(
+            os.path.join(folder, "embeddings.npy"),
+            np.float32,
+            (config["count"], config["dim"]),
+            sums.get("embeddings.npy"),
+        )
         ids = os.path.join(folder, "paths.txt")
+        verify(ids, sums.get("paths.txt"))
         with open(ids, "rb") as file:
             count = sum(1 for _ in file)
     except (OSError, ValueError) as error:

@@ -18,16 +18,16 @@ from seed_tf.datasets.sources import Source
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation.features import embedder
 from seed_tf.images import image_size_of, shorter_side
+from seed_tf.io.arrays import checksum, read_record, write_record
 from seed_tf.io.files import (
     atomic_folder,
     atomic_write,
     differences,
-    read_json,
-    write_json,
 )
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.io.locks import folder_lock
 from seed_tf.io.progress import Progress
+from seed_tf.io.text import reason
 from seed_tf.search import vectors
 from seed_tf.search.image_files import ImageFiles
 from seed_tf.search.index import FILES, Index
@@ -68,7 +68,8 @@ def build(
             - `keys.npy`, N digests to recognise files;
             - `index.json`: `encoder`, its `fingerprint`, `output`,
               `image_size`, `resize`, `images`, `count` (N), `dim` (D),
-              `corrupt`, `search`, `created`.
+              `corrupt`, `search`, `created`, `checksums` of the other files,
+              and a checksum of its own.
         images: folder; includes all image files in its subfolders.
         encoder: see `seed_tf.checkpoints.load_encoder`.
         image_size: positive int, S, side of the centre crops; by default the
@@ -122,7 +123,8 @@ class _Builder:
         self._shards, self._ready = self._file("shards"), self._file("ready")
         self._take_over()
         self._compare(self._file("index.json"))
-        self._compare(os.path.join(self._shards, "config.json"))
+        if not self._compare(os.path.join(self._shards, "config.json")):
+            shutil.rmtree(self._shards, ignore_errors=True)
 
     def run(self, model, images, batch_size):
         embed = embedder(model, output=self._config["output"])
@@ -165,7 +167,7 @@ class _Builder:
             "created": now.isoformat(timespec="seconds"),
         }
         if np.array_equal(listing.keys[here], old_keys):
-            write_json(self._file("index.json"), summary)
+            self._write(self._path, summary)
             shutil.rmtree(self._shards, ignore_errors=True)
         else:
             self._assemble(listing, here, earlier, old_keys, summary)
@@ -181,10 +183,18 @@ class _Builder:
         return os.path.join(self._path, name)
 
     def _compare(self, file):
-        """Raises ValueError if an existing index has other settings."""
-        earlier = read_json(file, None)
-        if earlier is None:
-            return
+        """Returns whether there is an index of the same settings.
+
+        Raises:
+            ValueError: if the settings differ.
+        """
+        try:
+            earlier = read_record(file, dict.fromkeys(_SAME[:2], str))
+        except FileNotFoundError:
+            return False
+        except ValueError as error:
+            self._log(f"{error}. Making a new index.")
+            return False
         there, here = (
             {key: config.get(key) for key in _SAME}
             for config in (earlier, self._config)
@@ -197,6 +207,7 @@ class _Builder:
                 f"{'; '.join(different)}. Pass the same settings, choose "
                 "another folder, or remove the old index."
             )
+        return True
 
     def _earlier(self):
         """Returns embeddings and keys of the old index, or empty arrays."""
@@ -221,10 +232,25 @@ class _Builder:
         return failed
 
     def _read_shards(self):
+        """Yields shards; removes damaged shards, whose images are pending."""
         for file in sorted(glob.glob(os.path.join(self._shards, "*.npz"))):
-            if not file.endswith(".unfinished.npz"):
+            if file.endswith(".unfinished.npz"):
+                continue
+            try:
                 with np.load(file) as shard:
-                    yield dict(shard)
+                    shard = dict(shard)  # with the checksums of zip
+                keys, bad = shard["keys"], shard["bad"]
+                if (
+                    len(shard["embeddings"]) != len(keys)
+                    or len(shard["reasons"]) != len(bad)
+                    or {keys.dtype, bad.dtype} != {np.dtype("S16")}
+                ):
+                    raise ValueError("its arrays do not belong together")
+            except Exception as error:  # NumPy and zipfile raise any kind
+                self._log(f"{file!r} is damaged ({reason(error)}). Removed.")
+                os.remove(file)
+                continue
+            yield shard
 
     def _check_space(self, dim, pending, total):
         # Shards, then the new index: embeddings, faiss's copy, paths.
@@ -242,7 +268,7 @@ class _Builder:
         if not len(pending):
             return
         os.makedirs(self._shards, exist_ok=True)
-        write_json(os.path.join(self._shards, "config.json"), self._config)
+        write_record(os.path.join(self._shards, "config.json"), self._config)
         names = [
             int(os.path.basename(file)[:9])
             for file in glob.glob(os.path.join(self._shards, "?????????.npz"))
@@ -296,22 +322,37 @@ class _Builder:
                 yield shard["keys"], shard["embeddings"]
 
         with atomic_folder(self._ready) as folder:
-            embeddings, paths, keys, index, config = (
+            embeddings, paths, keys, index, _ = (
                 os.path.join(folder, name) for name in FILES
             )
             rows = np.lib.format.open_memmap(
                 embeddings, "w+", np.float32, (summary["count"], summary["dim"])
             )
+            missing = here.copy()
             for source_keys, source_rows in sources():
                 numbers = listing.find(source_keys)
                 rows[place[_found(numbers)]] = source_rows[numbers >= 0]
+                missing[_found(numbers)] = False
+            if missing.any():
+                raise ValueError(
+                    f"A file in {self._shards!r} was damaged or removed "
+                    "meanwhile. Repeat the call: it embeds what is missing."
+                )
             rows.flush()
             with open(paths, "wb") as file:
                 for number in np.flatnonzero(here):
                     file.write(listing.paths[number].encode() + b"\n")
             np.save(keys, listing.keys[here])
             vectors.write(rows, index, self._log)
-            write_json(config, summary)
+            self._write(folder, summary)
+
+    def _write(self, folder, summary):
+        """Writes `index.json` beside the other files."""
+        *files, config = FILES
+        sums = {name: checksum(os.path.join(folder, name)) for name in files}
+        write_record(
+            os.path.join(folder, config), {**summary, "checksums": sums}
+        )
 
     def _take_over(self):
         """Moves a whole index from `ready` to its place, also after a crash."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation import nearest_neighbours
 from seed_tf.evaluation.features import embedder
-from seed_tf.io.files import read_json
+from seed_tf.images import shorter_side
+from seed_tf.io.arrays import open_array, read_record, verify
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.search import vectors
 from seed_tf.search.image_files import Lines
@@ -26,6 +28,35 @@ FILES = (
     "index.faiss",
     "index.json",
 )
+_FIELDS = {
+    **dict.fromkeys(("encoder", "fingerprint", "output", "images"), str),
+    **dict.fromkeys(("image_size", "resize", "count", "dim"), int),
+    **{"corrupt": dict, "search": str},
+}
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Returns the content of an index's `index.json`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged.
+    """
+    file = os.path.join(path, "index.json")
+    config = read_record(file, _FIELDS)
+    size = config["image_size"]
+    for name, known in (
+        ("image_size", [max(size, 1)]),
+        ("resize", [shorter_side(size)]),
+        ("output", ["features", "embeddings"]),
+        ("search", ["exact", "approximate"]),
+    ):
+        if config[name] not in known:
+            raise ValueError(
+                f"{file!r} is damaged: expected {name} "
+                f"{' or '.join(map(repr, known))}, found {config[name]!r}"
+            )
+    return config
 
 
 class Index:
@@ -56,20 +87,29 @@ class Index:
                 "seed-tf search index."
             )
         try:
-            self.config = read_json(self._file("index.json"))
-            self.embeddings = np.load(self._file("embeddings.npy"), "r")
-            self.keys = np.load(self._file("keys.npy"), "r")
+            self.config = read_config(self.path)
+            sums = self.config.get("checksums", {})
+            for name in ("paths.txt", "index.faiss"):
+                verify(self._file(name), sums.get(name))
+            count, dim = self.config["count"], self.config["dim"]
+            self.embeddings, self.keys = (
+                open_array(self._file(name), dtype, shape, sums.get(name))
+                for name, dtype, shape in (
+                    ("embeddings.npy", np.float32, (count, dim)),
+                    ("keys.npy", "S16", (count,)),
+                )
+            )
             with open(self._file("paths.txt"), "rb") as f:
                 self.paths = Lines(f)
             self._vectors = vectors.read(self._file("index.faiss"))
-            sizes = {
-                self.config["count"],
-                *map(len, (self.embeddings, self.paths, self.keys)),
-                self._vectors.ntotal,
-            }
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise self._damaged(error) from error
-        if len(sizes) > 1 or os.path.isdir(self._file("ready")):
+        sizes = {count, len(self.paths), self._vectors.ntotal}
+        if (
+            len(sizes) > 1
+            or self._vectors.d != dim
+            or os.path.isdir(self._file("ready"))
+        ):
             raise self._damaged("its files do not belong together")
 
     def __len__(self) -> int:

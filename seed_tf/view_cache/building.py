@@ -22,13 +22,8 @@ from seed_tf.acceleration import precision
 from seed_tf.acceleration.folded_teacher import FoldedTeacher
 from seed_tf.datasets import pipeline
 from seed_tf.embeddings import l2_normalise
-from seed_tf.io.files import (
-    as_json,
-    atomic_write,
-    differences,
-    read_json,
-    write_json,
-)
+from seed_tf.io.arrays import write_record
+from seed_tf.io.files import as_json, atomic_write, differences
 from seed_tf.io.locks import folder_lock
 from seed_tf.io.pipelines import BATCHES_AHEAD
 from seed_tf.io.progress import Progress
@@ -94,13 +89,11 @@ def build(
     images = min(images, cache.SHARD)
     path = os.path.abspath(os.path.expanduser(path))
     # A cache goes on, also on another machine, in the precision it began with.
-    teacher_precision = (
-        teacher_precision
-        or read_json(os.path.join(path, cache.CONFIG), {}).get(
-            "teacher_precision"
-        )
-        or precision.default_teacher_precision(0.01)
-    )
+    if teacher_precision is None:
+        try:
+            teacher_precision = cache.read_config(path)["teacher_precision"]
+        except (FileNotFoundError, ValueError):  # a new cache
+            teacher_precision = precision.default_teacher_precision(0.01)
     corrupt = data.pop("corrupt", None)
     images_of = datasets.describe(name, views=views, **data)
     log(images_of.source.summary)
@@ -179,7 +172,7 @@ class _Builder:
 
     def run(self, embed, batches):
         """Writes the shards that are pending."""
-        write_json(self._file, self._config)
+        write_record(self._file, self._config)
         views = sum(math.prod(self._shapes[i][:2]) for i in self.pending)
         seconds = views * embed.seconds_per_view(batches.spec)
         self._log(
@@ -205,8 +198,15 @@ class _Builder:
 
     def _compare(self):
         """Refuses a folder that holds another cache."""
-        there = read_json(self._file, None)
-        if there is None:
+        try:
+            there = cache.read_config(self._path)
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            # The teacher that the files are of is unknown.
+            self._log(f"{error}. All files are computed again.")
+            for name, _ in cache.find_shards(self._path).values():
+                os.remove(os.path.join(self._path, name))
             return
         different = differences(there, as_json(self._config))
         if different:
@@ -222,12 +222,14 @@ class _Builder:
             os.remove(name)  # of a killed process
         whole, found = set(), cache.find_shards(self._path)
         for number, (name, checksum) in found.items():
+            if number >= len(self._shapes):
+                continue
             file = os.path.join(self._path, name)
             try:
                 cache.read_shard(file, self._shapes[number], checksum)
                 whole.add(number)
             except ValueError as error:
-                self._log(f"{name} is damaged ({error}): computed again.")
+                self._log(f"{error}. Computed again.")
                 os.remove(file)
         return [i for i in range(len(self._shapes)) if i not in whole]
 

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from seed_tf import random
-from seed_tf.io.files import differences, read_json
+from seed_tf.io.arrays import open_array, read_record
+from seed_tf.io.files import differences
 from seed_tf.view_cache import provenance
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class ViewCache(FixedViews):
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(os.path.expanduser(path))
         try:
-            self.config = read_json(os.path.join(self.path, CONFIG))
+            self.config = read_config(self.path)
         except OSError as error:
             raise ValueError(
                 f"No view cache in {path!r}: {CONFIG} cannot be read "
@@ -214,6 +215,25 @@ class ViewCache(FixedViews):
             )
 
 
+def read_config(path: str) -> dict[str, Any]:
+    """Returns the contents of a cache.
+
+    Raises:
+        FileNotFoundError: if there is no cache.
+        ValueError: if the file is damaged.
+    """
+    numbers = ("seed", "views_per_image", "embeddings_per_view", "dim")
+    parts = ("teacher", "views", "images")
+    types = dict.fromkeys(numbers, int) | dict.fromkeys(parts, dict)
+    types["teacher_precision"] = str
+    file = os.path.join(path, CONFIG)
+    config = read_record(file, types)
+    number = config["images"].get("number")
+    if not isinstance(number, int) or min(number, *row_shape(config)) < 1:
+        raise ValueError(f"{file!r} is damaged: a size is not positive")
+    return config
+
+
 def row_shape(config: dict[str, Any]) -> tuple[int, ...]:
     """(V, n, D), the shape of an image's embeddings."""
     names = ("views_per_image", "embeddings_per_view", "dim")
@@ -246,18 +266,12 @@ def read_shard(file: str, shape: tuple[int, ...], checksum: int) -> int:
     """Returns the place in its file where a shard's values begin, in bytes.
 
     Raises:
-        ValueError: if the shard is damaged. The message gives the reason.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the shard is damaged. The message names it.
     """
-    try:
-        array = np.load(file, mmap_mode="r")
-        if array.shape != shape or array.dtype != np.float16:
-            raise ValueError(
-                f"expected float16 {shape}, found {array.dtype} {array.shape}"
-            )
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-    if zlib.crc32(array) != checksum:
-        raise ValueError("its checksum is wrong")
+    array = open_array(file, np.float16, shape)
+    if zlib.crc32(array.data) != checksum:
+        raise ValueError(f"{file!r} is damaged: its checksum is wrong")
     return array.offset
 
 
@@ -277,9 +291,11 @@ def whole_shards(path: str, config: dict[str, Any]) -> list[tuple[str, int]]:
         try:
             shards.append((file, read_shard(file, shape, checksum)))
         except ValueError as error:
-            damaged.append(f"{name} ({error})")
+            damaged.append(str(error))
     if damaged or missing:
-        problems = [f"damaged: {', '.join(damaged)}"] if damaged else []
+        problems = damaged[:10]
+        if more := len(damaged) - len(problems):
+            problems.append(f"{more:,} more files damaged")
         if missing:
             problems.append(f"{missing} of {number + 1} files missing")
         raise ValueError(

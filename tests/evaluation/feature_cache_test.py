@@ -3,6 +3,7 @@
 import base64
 import glob
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
+from helpers.damage import flips
 
 import seed_tf
 from seed_tf import evaluation
 from seed_tf.evaluation import LabelledImages
+from seed_tf.evaluation.feature_cache import _load
 from seed_tf.evaluation.fine_tune import training_view
 
 
@@ -270,6 +273,28 @@ class FeatureCacheTest(parameterized.TestCase):
         self.assertIn("damaged", logs.output[0])
         self.assertEqual(self.counter.passes, 2)
         np.testing.assert_array_equal(features, expected)
+
+    def test_a_flipped_bit_anywhere_is_found(self):
+        encoder = tiny_encoder()
+        expected, _ = self.cache().features(encoder, self.images)
+        expected = np.array(expected)
+        (entry,) = glob.glob(os.path.join(self.folder, "*"))
+        names = sorted(os.listdir(entry))
+        self.assertEqual(names, ["entry.json", "features.npy", "labels.npy"])
+        for name in names:
+            path = pathlib.Path(entry, name)
+            whole = path.read_bytes()
+            for flipped in flips(whole, 20):
+                path.write_bytes(flipped)
+                try:
+                    features = _load(entry, "features")
+                    np.testing.assert_array_equal(features, expected)
+                    labels = _load(entry, "labels")
+                    np.testing.assert_array_equal(labels, self.images.labels)
+                    self.assertEqual(name, "entry.json")
+                except ValueError as error:
+                    self.assertIn(f"{str(path)!r} is damaged", str(error))
+            path.write_bytes(whole)
 
     def test_a_failure_leaves_nothing(self):
         encoder = tiny_encoder()

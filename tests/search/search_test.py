@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from helpers.damage import flips
 from helpers.runs import (
     command,
     pictures,
@@ -82,7 +83,11 @@ def write_index(path, rows):
     with open(os.path.join(path, "paths.txt"), "w") as f:
         f.write("\n".join(names) + "\n")
     with open(os.path.join(path, "index.json"), "w") as f:
-        json.dump({"count": count, "dim": dim, "images": "/nowhere"}, f)
+        texts = ("encoder", "fingerprint", "images")
+        config = {"count": count, "dim": dim, "image_size": 28, "resize": 32}
+        config |= dict.fromkeys(texts, "/nowhere")
+        config |= {"output": "features", "search": "exact", "corrupt": {}}
+        json.dump(config, f)  # without checksums, as version 0.1
     vectors.write(
         rows.astype(np.float32), os.path.join(path, "index.faiss"), str
     )
@@ -209,8 +214,12 @@ class BuildTest(Folder):
         with open(os.path.join(self.index, "index.json")) as f:
             config = json.load(f)
         self.assertEqual(
-            {k: v for k, v in config.items() if k != "created"},
+            {k: v for k, v in config.items() if k not in ("created", "crc32")},
             {
+                "checksums": {
+                    name: f"{zlib.crc32(data):08x}"
+                    for name, data in contents(self.index).items()
+                },
                 "encoder": self.encoder,
                 "fingerprint": seed_tf.training.fingerprint(model),
                 "output": "features",
@@ -359,6 +368,80 @@ class BuildTest(Folder):
                 _, written = self.build()
                 self.assertIn("is damaged", written)
                 self.assertEqual(contents(self.index), whole)
+
+    def test_a_flipped_bit_anywhere_is_found(self):
+        """Each file is read back whole, or named as damaged."""
+        found, _ = self.build()
+        config = found.config
+        for name in (*FILES, "index.json"):
+            path = pathlib.Path(self.index, name)
+            whole = path.read_bytes()
+            for flipped in flips(whole, 12):
+                path.write_bytes(flipped)
+                try:
+                    read = search.Index(self.index).config
+                    # White space, or the name of the JSON's own checksum.
+                    self.assertEqual({**read, **config}, read)
+                    self.assertEqual(name, "index.json")
+                except ValueError as error:
+                    self.assertIn(str(path), str(error))
+            path.write_bytes(whole)
+        search.Index(self.index)
+
+    def test_damaged_settings_are_made_anew(self):
+        self.build()
+        whole = contents(self.index)
+        path = pathlib.Path(self.index, "index.json")
+        text = path.read_text()
+        for damaged in (
+            *("[]", text[:-9], text.replace('"resize": 37', '"resize": 38')),
+        ):
+            path.write_text(damaged)
+            with self.assertRaisesRegex(ValueError, "index.json' is damaged"):
+                search.Index(self.index)
+            _, written = self.build()
+            self.assertIn("index.json' is damaged", written)
+            self.assertEqual(contents(self.index), whole)
+
+    def test_values_without_a_checksum_are_checked(self):
+        """An index of version 0.1 has none."""
+        self.build()
+        path = pathlib.Path(self.index, "index.json")
+        old = json.loads(path.read_text())
+        del old["checksums"], old["crc32"]
+        for name, value in {
+            **{"resize": 38, "image_size": 0, "count": 21, "dim": 7},
+            **{"images": 3, "output": "logits", "search": [], "corrupt": 1},
+        }.items():
+            path.write_text(json.dumps({**old, name: value}))
+            with self.assertRaisesRegex(ValueError, "is damaged"):
+                search.Index(self.index)
+        path.write_text(json.dumps(old))
+        self.assertLen(search.Index(self.index), 22)
+        self.build()  # adds checksums
+        self.assertLen(search.Index(self.index).config["checksums"], 4)
+
+    def test_damaged_shards_are_embedded_again(self):
+        shards = pathlib.Path(self.index, "shards")
+        with (
+            mock.patch.object(building, "SHARD", 8),
+            mock.patch.object(
+                building._Builder, "_assemble", side_effect=OSError
+            ),
+            self.assertRaises(OSError),
+        ):
+            self.build()
+        first, second, third = sorted(shards.glob("*.npz"))
+        data = bytearray(first.read_bytes())
+        data[len(data) // 2] ^= 4
+        first.write_bytes(data)
+        second.write_bytes(b"no shard")
+        _, written = self.build()
+        self.assertIn(f"{str(first)!r} is damaged", written)
+        self.assertIn(f"{str(second)!r} is damaged", written)
+        self.assertIn("16 to embed, 0 in the index, 7 from", written)
+        anew, _ = self.build(str(self.folder / "anew"))
+        self.assertEqual(contents(self.index), contents(anew.path))
 
     def test_faiss_is_missing(self):
         with (

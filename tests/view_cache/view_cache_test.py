@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
+from helpers.damage import flips
 from helpers.devices import two_logical_cpus
 from helpers.runs import (
     command,
@@ -413,7 +414,7 @@ class ViewCacheTest(parameterized.TestCase):
             ViewCache(path)
         message = str(caught.exception)
         for expected in (
-            f"damaged: {flipped.name} (its checksum is wrong), {short.name} (",
+            f"'{flipped}' is damaged: its checksum is wrong; '{short}' is dam",
             "; 1 of 3 files missing. Repeat the call",
         ):
             self.assertIn(expected, message)
@@ -423,8 +424,49 @@ class ViewCacheTest(parameterized.TestCase):
         self.assertStartsWith(lines.pop(0), "Split 'train': 21 images")
         self.assertStartsWith(lines[3], "48 views to embed")
         self.assertEqual(content(path), content(self.path))
-        self.assertStartsWith(lines[0], f"{flipped.name} is damaged (its chec")
-        self.assertStartsWith(lines[1], f"{short.name} is damaged (")
+        self.assertStartsWith(lines[0], f"'{flipped}' is damaged: its checks")
+        self.assertStartsWith(lines[1], f"'{short}' is damaged: ")
+
+    def test_a_flipped_bit_anywhere_is_found(self):
+        path = self.copy()
+        config = ViewCache(path).config
+        for file in (file_of(path, 1), pathlib.Path(path, "cache.json")):
+            whole = file.read_bytes()
+            for flipped in flips(whole, 30):
+                file.write_bytes(flipped)
+                try:
+                    found = ViewCache(path).config
+                except ValueError as error:
+                    self.assertIn(f"'{file}' is damaged", str(error))
+                else:  # white space, or the name of the JSON's checksum
+                    self.assertEqual({**found, **config}, found)
+            file.write_bytes(whole)
+
+    def test_a_damaged_header_or_config_is_made_again(self):
+        """NumPy reads headers as Python, and raises its errors."""
+        file = file_of(self.path, 0)
+        header = file.read_bytes()[:128]
+        for damaged in (
+            header.replace(b"}", b" "),  # TokenError
+            header.replace(b"'descr'", b"'descr "),
+            header.replace(b"False", b"Fals("),  # SyntaxError
+            header.replace(b"<f2", b">f2"),
+        ):
+            path = self.copy()
+            file = file_of(path, 0)
+            file.write_bytes(damaged + file.read_bytes()[128:])
+            with self.assertRaisesRegex(ValueError, f"'{file}' is damaged"):
+                ViewCache(path)
+            lines = []
+            build(path, self.data, teacher=self.teacher, log=lines.append)
+            self.assertStartsWith(lines[0], f"'{file}' is damaged: ")
+            self.assertEqual(content(path), content(self.path))
+        config = pathlib.Path(path, "cache.json")
+        config.write_text(config.read_text().replace('"dim": ', '"dim": 1'))
+        lines = []
+        build(path, self.data, teacher=self.teacher, log=lines.append)
+        self.assertIn("cache.json' is damaged", lines[0])
+        self.assertEqual(content(path), content(self.path))
 
     def test_too_small_a_disk(self):
         path, usage = self.create_tempdir().full_path, shutil.disk_usage("/")
