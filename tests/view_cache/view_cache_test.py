@@ -457,10 +457,10 @@ class ViewCacheTest(parameterized.TestCase):
             file.write_bytes(damaged + file.read_bytes()[128:])
             with self.assertRaisesRegex(ValueError, f"'{file}' is damaged"):
                 ViewCache(path)
-            lines = []
-            build(path, self.data, teacher=self.teacher, log=lines.append)
-            self.assertStartsWith(lines[0], f"'{file}' is damaged: ")
-            self.assertEqual(content(path), content(self.path))
+        lines = []
+        build(path, self.data, teacher=self.teacher, log=lines.append)
+        self.assertStartsWith(lines[0], f"'{file}' is damaged: ")
+        self.assertEqual(content(path), content(self.path))
         config = pathlib.Path(path, "cache.json")
         config.write_text(config.read_text().replace('"dim": ', '"dim": 1'))
         lines = []
