@@ -68,6 +68,8 @@ def write_index(folder, encoder, count, size=SIZE, **config):
     pathlib.Path(folder, "paths.txt").write_text(names)
     config = {
         "output": "features",
+        "count": count,
+        "dim": 5,
         "fingerprint": fingerprint(encoder),
         "image_size": size,
         "resize": round(size * 8 / 7),
