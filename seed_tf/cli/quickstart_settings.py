@@ -18,7 +18,7 @@ class Settings:
         "Students of each kind. Each starts from its own seed.",
         minimum=1,
     )
-    teacher_steps: int = setting(1000, "Steps of the teacher.", minimum=1)
+    teacher_steps: int = setting(600, "Steps of the teacher.", minimum=1)
     student_steps: int = setting(
         300, "Steps of every student, alone or distilled.", minimum=1
     )

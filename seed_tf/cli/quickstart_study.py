@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import seed_tf
 from seed_tf.cli.quickstart_settings import Settings
-from seed_tf.io.pipelines import BATCHES_AHEAD
 from seed_tf.io.units import duration
 from seed_tf.reporting import figures, pages, tables
 from seed_tf.training import Progress
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Results = Mapping[str, Mapping[str, list[float]]]
 Features = tuple[np.ndarray, np.ndarray]  # of training and test images
 History = dict[str, list[float]]
 
@@ -31,6 +35,7 @@ LABELS_PER_CLASS = 10
 TEACHER_WIDTHS = (32, 64, 128)
 STUDENT_WIDTHS = (3, 6, 12)
 LOGGED_EVERY = 25  # steps
+ALONE = "MoCo v2 alone"
 
 
 def small_convnet(widths: Sequence[int]) -> keras.Sequential:
@@ -53,18 +58,17 @@ def build_encoder(widths: Sequence[int], seed: int) -> seed_tf.Encoder:
     return seed_tf.Encoder(small_convnet(widths), embedding_dim=64)
 
 
-def fit(
-    model: keras.Model, images: np.ndarray, steps: int, title: str
-) -> History:
+def fit(model: keras.Model, steps: int, title: str) -> History:
     """Trains with the paper's schedule; returns means of LOGGED_EVERY steps."""
     print(f"\n{title}", flush=True)
+    stage = title.split()[0]
     epochs = -(-steps // LOGGED_EVERY)
-    data = (
-        tf.data.Dataset.from_tensor_slices(images)
-        .shuffle(len(images), seed=model.seed)
-        .repeat()
-        .batch(BATCH_SIZE, drop_remainder=True)
-        .prefetch(BATCHES_AHEAD)
+    data = seed_tf.datasets.load(
+        "digits",
+        image_size=IMAGE_SIZE,
+        batch_size=BATCH_SIZE,
+        seed=model.seed,
+        epochs=epochs * LOGGED_EVERY,  # more than are read
     )
     schedule = seed_tf.training.warmup_cosine(
         batch_size=BATCH_SIZE,
@@ -74,13 +78,38 @@ def fit(
         rate_per_256=RATE_PER_256,
     )
     model.compile(seed_tf.training.SGD(schedule))
+    progress = Progress(
+        epochs * LOGGED_EVERY,
+        BATCH_SIZE,
+        every=5,
+        log=lambda line: print(f"{stage}{line}", flush=True),
+    )
     return model.fit(
         data,
         steps_per_epoch=LOGGED_EVERY,
         epochs=epochs,
         verbose=0,
-        callbacks=[Progress(epochs * LOGGED_EVERY, BATCH_SIZE, every=5)],
+        callbacks=[progress],
     ).history
+
+
+def fit_all(
+    models: Sequence[keras.Model], steps: int, titles: Sequence[str]
+) -> Generator[History, None, None]:
+    """Trains models, two at a time; yields their histories in order.
+
+    The operations of a model this small keep one core busy.
+    """
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        try:
+            yield from pool.map(
+                lambda model, title: fit(model, steps, title), models, titles
+            )
+        except BaseException:  # e.g. Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            for model in models:
+                model.stop_training = True
+            raise
 
 
 def views() -> seed_tf.views.View:
@@ -88,31 +117,21 @@ def views() -> seed_tf.views.View:
     return seed_tf.views.moco_v2(IMAGE_SIZE, scale=(0.4, 1.0), flip=False)
 
 
-def train_alone(
-    encoder: seed_tf.Encoder,
-    images: np.ndarray,
-    steps: int,
-    seed: int,
-    title: str,
-) -> History:
-    """Trains an encoder with MoCo v2."""
-    model = seed_tf.MoCo(
+def alone(encoder: seed_tf.Encoder, seed: int) -> seed_tf.MoCo:
+    """The model that trains an encoder with MoCo v2."""
+    return seed_tf.MoCo(
         encoder, views=views(), queue_size=QUEUE_SIZE, momentum=0.99, seed=seed
     )
-    return fit(model, images, steps, title)
 
 
-def distil(
+def distilled(
     student: seed_tf.Encoder,
     teacher: seed_tf.Encoder,
-    images: np.ndarray,
-    steps: int,
     temperature: float,
     seed: int,
-    title: str,
-) -> History:
-    """Distils a student with SEED."""
-    model = seed_tf.SEED(
+) -> seed_tf.SEED:
+    """The model that distils a student."""
+    return seed_tf.SEED(
         student=student,
         teacher=teacher,
         views=views(),
@@ -120,7 +139,6 @@ def distil(
         teacher_temperature=temperature,
         seed=seed,
     )
-    return fit(model, images, steps, title)
 
 
 def evaluate(
@@ -166,61 +184,64 @@ def train_all(
     results: dict[str, dict[str, list[float]]] = {}
     histories: dict[str, History] = {}
     features: dict[str, Features] = {}
-    trainings = 1 + settings.seeds * (1 + len(settings.teacher_temperature))
-    stages = (f"[{i}/{trainings}] " for i in range(1, trainings + 1))
 
-    def record(name, train, test, history=None):
+    def record(title, name, train, test, history=None):
         scores = evaluate((train, test), labels, test_labels)
         for protocol, value in scores.items():
             results.setdefault(name, {}).setdefault(protocol, []).append(value)
         features.setdefault(name, (train, test))
         if history:
             histories.setdefault(name, history)
-        print("  " + ", ".join(f"{k} {v:.1f}" for k, v in scores.items()))
+        line = ", ".join(f"{k} {v:.1f}" for k, v in scores.items())
+        print(f"\n{title}:\n  {line}", flush=True)
 
-    def record_encoder(name, encoder, history=None):
+    def record_encoder(title, name, encoder, history=None):
         embed = seed_tf.evaluation.embed
-        record(
-            name, embed(encoder, images), embed(encoder, test_images), history
-        )
+        pair = embed(encoder, images), embed(encoder, test_images)
+        record(title, name, *pair, history)
 
     flat = [
         x.reshape(len(x), -1).astype("float32") for x in (images, test_images)
     ]
     print(f"{len(images)} images to train on, {len(test_images)} to test on")
-    print("\nRaw pixels")
-    record("raw pixels", *flat)
+    record("Raw pixels", "raw pixels", *flat)
+    total = 1 + settings.seeds * (1 + len(settings.teacher_temperature))
     teacher = build_encoder(TEACHER_WIDTHS, seed=0)
-    steps = settings.teacher_steps
     size = f"{teacher.backbone.count_params():,} parameters"
-    title = f"{next(stages)}Teacher: MoCo v2, {size}"
-    record_encoder(
-        "teacher", teacher, train_alone(teacher, images, steps, 0, title)
-    )
+    title = f"[1/{total}] Teacher: MoCo v2, {size}"
+    model = alone(teacher, seed=0)
+    history = fit(model, settings.teacher_steps, title)
+    record_encoder(title, "teacher", teacher, history)
+
+    students: list[tuple[str, seed_tf.Encoder, keras.Model, str]] = []
     for seed in range(1, settings.seeds + 1):
-        student = build_encoder(STUDENT_WIDTHS, seed)
-        size = f"{student.backbone.count_params():,} parameters, seed {seed}"
-        print(f"\nUntrained student, {size}")
-        record_encoder("untrained student", student)
-        title = f"{next(stages)}Student alone: MoCo v2, {size}"
-        steps = settings.student_steps
-        record_encoder(
-            "MoCo v2 alone",
-            student,
-            train_alone(student, images, steps, seed, title),
-        )
-        for temperature in settings.teacher_temperature:
+        for temperature in (None, *settings.teacher_temperature):
             student = build_encoder(STUDENT_WIDTHS, seed)
-            name = f"SEED, teacher temperature {temperature:g}"
-            title = f"{next(stages)}{name}, {size}"
-            record_encoder(
-                name,
-                student,
-                distil(
-                    *(student, teacher, images, settings.student_steps),
-                    *(temperature, seed, title),
-                ),
-            )
+            if temperature is None:
+                name, model = ALONE, alone(student, seed)
+            else:
+                name = distilled_at(temperature)
+                model = distilled(student, teacher, temperature, seed)
+            size = f"{student.backbone.count_params():,} parameters"
+            number = f"[{len(students) + 2}/{total}]"
+            title = f"{number} {name}, {size}, seed {seed}"
+            students.append((name, student, model, title))
+    names, encoders, models, titles = zip(*students, strict=True)
+    trained = fit_all(models, settings.student_steps, titles)
+    with contextlib.closing(trained):  # ends the threads after an error
+        for i, history in enumerate(trained):
+            if names[i] == ALONE:
+                untrained = build_encoder(STUDENT_WIDTHS, models[i].seed)
+                title = f"Untrained student, seed {models[i].seed}"
+                record_encoder(title, "untrained student", untrained)
+            record_encoder(titles[i], names[i], encoders[i], history)
+            if i == 1:
+                draw(settings, results)
+                print(
+                    "\nFirst comparison, of one seed; see results.png. Top-1 "
+                    f"accuracy, %\n\n{table(results)}",
+                    flush=True,
+                )
     return (
         results,
         histories,
@@ -229,9 +250,34 @@ def train_all(
     )
 
 
+def distilled_at(temperature: float) -> str:
+    """The name of students that are distilled at a temperature."""
+    return f"SEED, teacher temperature {temperature:g}"
+
+
+def table(results: Results, **options: str) -> str:
+    """Mean accuracies by encoder, with standard deviations over seeds."""
+    rows = [
+        {"encoder": name}
+        | {
+            k: (np.mean(v), np.std(v)) if len(v) > 1 else v[0]
+            for k, v in scores.items()
+        }
+        for name, scores in results.items()
+    ]
+    return tables.table(rows, list(rows[0]), **options)
+
+
+def draw(settings: Settings, results: Results) -> Figure:
+    """Draws the accuracies, and writes results.png."""
+    bars = figures.bars(results, colours=figures.palette(results))
+    bars.savefig(os.path.join(settings.output, "results.png"))
+    return bars
+
+
 def show(
     settings: Settings,
-    results: Mapping[str, Mapping[str, list[float]]],
+    results: Results,
     histories: Mapping[str, History],
     features: Mapping[str, Features],
     data: Sequence[np.ndarray],
@@ -239,21 +285,9 @@ def show(
 ) -> None:
     """Writes summary.json, results.png and report.html; prints the table."""
     images, labels, test_images, test_labels = data
-    rows: list[dict[str, Any]] = [
-        {"encoder": name}
-        | {
-            k: (np.mean(v), np.std(v)) if len(v) > 1 else v[0]
-            for k, v in r.items()
-        }
-        for name, r in results.items()
-    ]
-    columns = list(rows[0])
-    alone = "MoCo v2 alone"
-    distilled = f"SEED, teacher temperature {settings.teacher_temperature[0]:g}"
-    pair = [alone, distilled]
+    pair = [ALONE, distilled_at(settings.teacher_temperature[0])]
     colours = figures.palette(results)
-    bars = figures.bars(results, colours=colours)
-    bars.savefig(os.path.join(settings.output, "results.png"))
+    bars = draw(settings, results)
     seeds = [name for name in histories if name.startswith("SEED")]
     health = {
         "loss": "loss (nats)",
@@ -289,7 +323,7 @@ def show(
                 "Top-1 accuracy, %",
                 "Handwritten digits, 1,297 to train on without labels, 500 "
                 f"others to test on. {described}",
-                tables.table(rows, columns, fmt="html"),
+                table(results, fmt="html"),
                 bars,
             ),
             (
@@ -298,7 +332,7 @@ def show(
                 f"log({QUEUE_SIZE + 1}) = {np.log(QUEUE_SIZE + 1):.2f}, where "
                 "every image looks alike.",
                 figures.curves(
-                    {n: histories[n] for n in ("teacher", alone)},
+                    {n: histories[n] for n in ("teacher", ALONE)},
                     ["loss", "accuracy", "spread"],
                     every=LOGGED_EVERY,
                     xlabel="step",
@@ -347,7 +381,7 @@ def show(
     with open(os.path.join(settings.output, "summary.json"), "w") as f:
         json.dump(summary, f, indent=2)
     print(f"\nTop-1 accuracy, %, after {duration(seconds)}\n")
-    print(tables.table(rows, columns))
+    print(table(results))
     print(f"\nPictures: {os.path.join(settings.output, 'report.html')}")
 
 

@@ -137,6 +137,10 @@ class LaunchersTest(absltest.TestCase):
         names = ["raw pixels", "teacher", "untrained student", "MoCo v2 alone"]
         names.append("SEED, teacher temperature 0.1")
         self.assertEqual(list(results), names)
+        # The first comparison comes before the second seed ends.
+        first, rest = printed.split("First comparison", 1)
+        self.assertNotIn("seed 2:", first)
+        self.assertIn("seed 2:", rest)
         for name in names:
             self.assertIn(name, printed)
             for values in results[name].values():
