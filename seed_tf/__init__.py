@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         random,
         recipes,
         search,
+        teachers,
         training,
         view_cache,
         views,
@@ -54,6 +55,7 @@ __all__ = [
     "random",
     "recipes",
     "search",
+    "teachers",
     "training",
     "view_cache",
     "views",
@@ -113,8 +115,8 @@ def _check_backend() -> None:
 def _register_classes() -> None:
     """Imports the classes that Keras finds by name when it loads a file."""
     _check_backend()
-    modules = ("encoders", "encoders.classifier", "losses", "optimizers")
-    for name in (*modules, "moco", "seed"):
+    encoders = ("encoders", "encoders.classifier", "encoders.tokens")
+    for name in (*encoders, "losses", "optimizers", "moco", "seed"):
         importlib.import_module(f"{__name__}.{name}")
 
 

@@ -104,7 +104,9 @@ def normal_value(field: dataclasses.Field, value: Any) -> Any:
 
 TEACHER_HELP = (
     "A .keras file, the folder of a run of pretrain, or a published "
-    "checkpoint, see docs/checkpoints.md."
+    "checkpoint, see docs/checkpoints.md; keras_hub: and a preset or a local "
+    "folder, also in Hugging Face's format; keras_applications: and a name; "
+    "or package.module:function, see docs/teachers.md."
 )
 
 
@@ -170,6 +172,11 @@ class ViewsConfig(Config):
     flip: bool = setting(True, "Whether views may be mirrored.")
     batch_size: int = setting(256, "Images per step.", minimum=1)
     seed: int = setting(0, "Start, order of images and views.")
+
+    @property
+    def view_size(self) -> int:
+        """Pixels at which views are made: the most that a network sees."""
+        return max(self.image_size, getattr(self, "teacher_image_size", 0) or 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -332,7 +339,22 @@ class DistillConfig(RunConfig):
     teacher: str | None = setting(
         None, TEACHER_HELP, required=True, path="read"
     )
-    student: str = setting("mobilenet_v3_large", "Backbone, by name.")
+    teacher_image_size: int | None = setting(
+        None,
+        "Pixels of the teacher's view. The default is `image_size`. Views are "
+        "made at the larger size, and resized for the other network.",
+        minimum=1,
+    )
+    student: str = setting(
+        "mobilenet_v3_large",
+        "Backbone, by name, with random weights; or a network as of `teacher`, "
+        "of which a file or a function keep their weights.",
+    )
+    student_weights: str | None = setting(
+        None,
+        "An encoder as of `teacher`, whose weights the student starts from.",
+        path="read",
+    )
     hidden_dim: int | None = setting(
         None,
         "Width of the student's head. The default is the backbone's width. A "
@@ -359,6 +381,11 @@ class DistillConfig(RunConfig):
         "and views. Training then skips the teacher. See docs/view_cache.md.",
         path="read",
     )
+
+    @property
+    def teacher_size(self) -> int:
+        """Pixels of the views that the teacher sees."""
+        return self.teacher_image_size or self.image_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

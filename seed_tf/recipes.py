@@ -130,7 +130,7 @@ def build_views(config: ViewsConfig) -> View | MultiCrop:
     """Builds the augmentation of a configuration."""
     from seed_tf import views
 
-    return getattr(views, config.views)(config.image_size, flip=config.flip)
+    return getattr(views, config.views)(config.view_size, flip=config.flip)
 
 
 def build(
@@ -163,6 +163,7 @@ def build(
     from seed_tf.encoders import Encoder, backbone
     from seed_tf.moco import MoCo
     from seed_tf.seed import SEED
+    from seed_tf.teachers import load_network, start_from
 
     if views is None:
         views = build_views(config)
@@ -184,14 +185,17 @@ def build(
             momentum=config.momentum,
             **shared,
         )
-    network = backbone(config.student, stem=config.stem)
-    images = keras.Input((config.image_size, config.image_size, 3))
-    student = Encoder(
-        network,
-        embedding_dim=teacher(images).shape[-1],
+    network = load_network(
+        config.student, image_size=config.image_size, stem=config.stem
+    )
+    seen = config.teacher_size
+    student = network.encoder(
+        embedding_dim=teacher(keras.Input((seen, seen, 3))).shape[-1],
         hidden_dim=config.hidden_dim,
         image_size=config.image_size,
     )
+    if config.student_weights:
+        start_from(student, config.student_weights)
     objective = None  # SEED's own, with its health metrics
     if config.objective != "similarity_distillation":
         objective = getattr(losses, config.objective)
@@ -202,6 +206,8 @@ def build(
         teacher_temperature=config.teacher_temperature,
         objective=objective,
         same_view=config.same_view,
+        student_image_size=_if_resized(config, config.image_size),
+        teacher_image_size=_if_resized(config, seen),
         **shared,
     )
 
@@ -215,6 +221,11 @@ def _acceleration(policy):
     if policy == "mixed_float16":  # the layers have this policy from Keras
         policy = "float32"
     return Plan(student_policy=policy)
+
+
+def _if_resized(config, size):
+    """Returns a size that differs from that of the views, else None."""
+    return None if size == config.view_size else size
 
 
 def difference(teacher: keras.Model, expected: Teacher) -> str | None:

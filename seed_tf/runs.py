@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from seed_tf import checkpoints, recipes, training
+from seed_tf import checkpoints, recipes, teachers, training
 from seed_tf.acceleration.precision import default_student_policy
 from seed_tf.config import DistillConfig, PretrainConfig
 from seed_tf.evaluation.monitor import HeldOut, LabelledKNN
@@ -156,7 +156,7 @@ def _run(config, log):
         defaults=type(config)().as_dict(),
         overwrite=config.overwrite,
         # `RunImages` compares the data.
-        ignore=("command", "data", *config.may_differ()),
+        ignore=("command", "data", "teacher_license", *config.may_differ()),
         paths=config.paths(),
         chief=devices.is_chief(),
     )
@@ -180,6 +180,13 @@ def _earlier_precision(config):
 def _run_in(folder, config, strategy, log):
     distils = isinstance(config, DistillConfig)
     cache = distils and config.view_cache and ViewCache(config.view_cache)
+    if cache and config.view_size > config.teacher_size:
+        raise ValueError(
+            "A view cache holds the teacher's embeddings of whole views. "
+            "Expected `teacher_image_size` to be at least `image_size`. "
+            f"Received: teacher_image_size={config.teacher_image_size}, "
+            f"image_size={config.image_size}."
+        )
     views = recipes.build_views(config)
     num_views = 1 if distils and config.same_view else 2
     images = RunImages(
@@ -224,8 +231,18 @@ def _run_in(folder, config, strategy, log):
     if config.dry_run:
         log(training.dry_run(model, teacher=teacher, **plan))
         return RunResult(folder.path)
-    fingerprint = teacher and training.fingerprint(teacher)
-    folder.claim(teacher_fingerprint=fingerprint, data=images.identity)
+    facts = {
+        "teacher_fingerprint": teacher and training.fingerprint(teacher),
+        "data": images.identity,
+    }
+    license = distils and teachers.license_of(config.teacher)
+    if license:
+        log(
+            f"The teacher's license is {license}. Look what it says of models "
+            "that learn from the teacher."
+        )
+        facts["teacher_license"] = license
+    folder.claim(**facts)
     if folder.chief and images.held_out_names:
         folder.write("held_out.json", images.held_out_names)
     devices.barrier(strategy)
@@ -242,7 +259,9 @@ def _run_in(folder, config, strategy, log):
 
 
 def _teacher(config, cache):
-    teacher = checkpoints.load_encoder(config.teacher)
+    teacher = teachers.load_encoder(
+        config.teacher, image_size=config.teacher_size
+    )
     if cache:
         cache.check_teacher(teacher)
     if config.recipe:
@@ -259,7 +278,13 @@ def _train(folder, config, model, teacher, images, plan, log):
     encoder = plan["encoder"]
     measures, unseen = {}, None
     if images.held_out > 10:
-        unseen = HeldOut(encoder, images.unseen(), teacher)
+        unseen = HeldOut(
+            encoder,
+            images.unseen(),
+            teacher,
+            image_size=config.image_size,
+            teacher_image_size=getattr(config, "teacher_size", None),
+        )
         if teacher is not None:
             measures["agreement"] = unseen.agreement, 1
     if images.labelled:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import losses, replicas
+from seed_tf import losses, replicas, resampling
 from seed_tf.acceleration.plan import Plan
 from seed_tf.arguments import integer
 from seed_tf.embedding_queue import EmbeddingQueue
@@ -60,6 +60,11 @@ class SEED(Trainer):
             `losses.similarity_distillation`.
         same_view: bool, whether student and teacher see one view of an image,
             as in the paper, or each its own; not for multi-crop.
+        student_image_size: positive int, pixels of a side to which the
+            student's view is resized, or None for the view's own size. It
+            serves a small student of a teacher of larger images: views are
+            made at the teacher's size. Not for multi-crop.
+        teacher_image_size: the same for the teacher's view.
         teacher_precision: "float32", "bfloat16", or None for what
             `acceleration.precision.default_teacher_precision` says: the
             precision of the teacher's copy that gives the targets.
@@ -116,6 +121,8 @@ class SEED(Trainer):
         teacher_temperature: float = 0.01,
         objective: Callable | None = None,
         same_view: bool = True,
+        student_image_size: int | None = None,
+        teacher_image_size: int | None = None,
         teacher_precision: str | None = None,
         acceleration: Plan | str | None = "auto",
         seed: int = 0,
@@ -133,22 +140,31 @@ class SEED(Trainer):
         )
         noise = noise_image(student, teacher)
         samples = self.augment(noise, self.step.value)
-        dim = check_encoder(student, "student", samples)
-        teacher_dim = check_encoder(teacher, "teacher", samples)
+        self.student, self.teacher = student, teacher
+        self.student_image_size = student_image_size
+        self.teacher_image_size = teacher_image_size
+        of_student = self.seen_by(student, samples)
+        dim = check_encoder(student, "student", of_student)
+        teacher_dim = check_encoder(
+            teacher, "teacher", self.seen_by(teacher, samples)
+        )
         if dim != teacher_dim:
             raise ValueError(
                 "Student and teacher must give embeddings of one width. "
                 f"Received: student {dim}, teacher {teacher_dim}. Build the "
                 f"student with Encoder(..., embedding_dim={teacher_dim})."
             )
-        if not same_view and len(samples) > 1:
+        if len(samples) > 1 and not (
+            same_view and student_image_size is teacher_image_size is None
+        ):
             raise ValueError(
-                "`same_view=False` is for views of one size, not multi_crop."
+                "`same_view=False`, `student_image_size` and "
+                "`teacher_image_size` are for views of one size, not "
+                "multi_crop."
             )
         if student is teacher:
             raise ValueError("`student` and `teacher` are the same model.")
-        remember_image_size(student, views, samples)
-        self.student, self.teacher = student, teacher
+        remember_image_size(student, views, of_student)
         self.teacher.trainable = False
         check_trainable(student, "student")
         self.teacher_precision = teacher_precision
@@ -223,13 +239,24 @@ class SEED(Trainer):
         return self.log(loss=loss, **health)
 
     def _views_and_targets(self, images, step):
-        if isinstance(images, dict):
-            views = self.augment(images, step)
-            return views, self._cached_targets(images["embeddings"])
         views = seen = self.augment(images, step)
-        if not self.same_view:
-            seen = self.augment(images, step, stream=1)
-        return views, self._targets(seen)
+        if isinstance(images, dict):
+            targets = self._cached_targets(images["embeddings"])
+        else:
+            if not self.same_view:
+                seen = self.augment(images, step, stream=1)
+            targets = self._targets(self.seen_by(self.teacher, seen))
+        return self.seen_by(self.student, views), targets
+
+    def seen_by(
+        self, network: keras.Model, views: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Returns views at the size that student or teacher sees."""
+        student = network is self.student
+        size = self.student_image_size if student else self.teacher_image_size
+        if size is None:
+            return views
+        return [resampling.resize(view, size) for view in views]
 
     def _targets(self, views):
         """The teacher's embeddings of each size of view, without gradient."""
@@ -305,5 +332,7 @@ class SEED(Trainer):
             "teacher_temperature": self.teacher_temperature,
             "objective": serialize(self.objective),
             "same_view": self.same_view,
+            "student_image_size": self.student_image_size,
+            "teacher_image_size": self.teacher_image_size,
             "teacher_precision": self.teacher_precision,
         }

@@ -154,6 +154,12 @@ class Trainer(keras_internals.BuiltBeforeFit, ImageModel):
         with self.acceleration.applied(network):
             return l2_normalise(network(view, training=True))
 
+    def seen_by(
+        self, network: keras.Model, views: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Returns views at the size that a network sees: as they are."""
+        return views
+
     def reset_dropout_seeds(self, *networks: keras.Model) -> None:
         """Makes dropout of this step a function of (seed, step, replica)."""
         replica = tf.distribute.get_replica_context()

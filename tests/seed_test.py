@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from helpers.light_views import crop_and_flip
 
 import seed_tf
-from seed_tf import losses
+from seed_tf import losses, resampling
 from seed_tf.embeddings import l2_normalise
 
 
@@ -438,6 +438,39 @@ class KerasModelTest(parameterized.TestCase):
         views = random_images(8, 24)  # e.g. from the user's own pipeline
         first = model.fit(views, batch_size=4, verbose=0).history["loss"]
         self.assertTrue(np.isfinite(first))
+
+    def test_student_and_teacher_may_see_different_sizes(self):
+        def encoder(size):
+            return keras.Sequential(
+                [
+                    keras.Input((size, size, 3)),
+                    keras.layers.Rescaling(1 / 255.0),
+                    keras.layers.Conv2D(4, size // 2),
+                    keras.layers.GlobalAveragePooling2D(),
+                ]
+            )
+
+        model = seed_tf.SEED(
+            student=encoder(8),
+            teacher=encoder(16),
+            views=keras.layers.Identity(),
+            queue_size=8,
+            student_image_size=8,
+        )
+        model.compile(seed_tf.training.SGD(0.1))
+        images = random_images(4, 16).astype("float32")
+        smaller = resampling.resize(images, 8)
+        self.assertEqual(smaller.shape, (4, 8, 8, 3))
+        student, teacher = model.student(smaller), model.teacher(images)
+        logs = model.train_on_batch(images, return_dict=True)
+        expected = l2_normalise(student) * l2_normalise(teacher)
+        self.assertAlmostEqual(
+            float(logs["cosine"]),
+            float(np.mean(np.sum(expected, axis=1))),
+            places=4,
+        )
+        clone = seed_tf.SEED.from_config(model.get_config())
+        self.assertEqual(clone.student_image_size, 8)
 
     @pytest.mark.slow
     def test_student_and_teacher_may_have_views_of_their_own(self):

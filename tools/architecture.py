@@ -25,6 +25,7 @@ LAYERS = (
         "random",
         "keras_internals",
         "images",
+        "resampling",
     ),
     (
         "embeddings",
@@ -41,7 +42,9 @@ LAYERS = (
     ("trainer",),
     ("seed", "moco"),
     ("datasets",),
-    ("checkpoints", "config", "recipes", "view_cache"),
+    ("checkpoints", "config", "view_cache"),
+    ("teachers",),
+    ("recipes",),
     ("evaluation",),
     ("conversion", "training"),
     ("detection", "export", "search"),

@@ -7,6 +7,7 @@ its class, and whether it is a network that does not normalise images.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import zipfile
@@ -63,6 +64,13 @@ def read(file: str) -> keras.Model:
         _check_model(model)
     except Exception as error:
         # Keras raises whatever zipfile, json or h5py raise for a bad file.
+        if "keras_hub" in str(error) and not importlib.util.find_spec(
+            "keras_hub"
+        ):
+            error = ValueError(
+                "it has a network of KerasHub. Install the package: pip "
+                "install 'seed_tf[keras-hub]'."
+            )
         raise ValueError(f"{file!r} cannot be loaded: {error}") from error
     return model
 

@@ -106,9 +106,10 @@ def run(call: Call[Settings]) -> None:
     from seed_tf.evaluation import advice
     from seed_tf.images import shorter_side
     from seed_tf.reporting import tables
+    from seed_tf.teachers import load_encoder
 
     settings = call.settings
-    teacher = seed_tf.checkpoints.load_encoder(settings.encoder)
+    teacher = load_encoder(settings.encoder, image_size=settings.image_size)
     views = recipes.build_views(settings)
     source = seed_tf.datasets.describe(
         settings.dataset,

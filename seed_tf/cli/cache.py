@@ -37,12 +37,13 @@ class Settings(ViewsConfig):
 def run(call: Call[Settings]) -> None:
     from seed_tf import recipes, view_cache
     from seed_tf.images import shorter_side
+    from seed_tf.teachers import load_encoder
 
     settings = call.settings
     view_cache.build(
         settings.output,
         settings.dataset,
-        teacher=seed_tf.checkpoints.load_encoder(settings.teacher),
+        teacher=load_encoder(settings.teacher, image_size=settings.image_size),
         views=recipes.build_views(settings),
         views_per_image=settings.views_per_image,
         seed=settings.seed,

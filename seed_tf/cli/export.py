@@ -93,6 +93,7 @@ class Run:
         from seed_tf.export.index import read_index
         from seed_tf.images import shorter_side
         from seed_tf.io.files import read_json
+        from seed_tf.teachers import absolute, load_encoder
 
         self.settings = settings
         folder = os.path.expanduser(settings.encoder)
@@ -107,7 +108,7 @@ class Run:
                 f"beside {settings.encoder!r}."
             )
         self.resize = shorter_side(self.size)
-        path = os.path.abspath(os.path.expanduser(settings.encoder))
+        path = absolute(settings.encoder).rpartition(":")[2]
         self.name = settings.name or os.path.basename(path).split(".")[0]
         if os.path.basename(self.name) != self.name or not self.name:
             raise ValueError(
@@ -133,7 +134,7 @@ class Run:
             self._load(settings.labels_dir, split, labels=True)
             for split in ("train", "test")
         ]
-        self.encoder = seed_tf.checkpoints.load_encoder(settings.encoder)
+        self.encoder = load_encoder(settings.encoder)
         if settings.index:
             read_index(
                 settings.index,

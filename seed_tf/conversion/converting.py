@@ -6,6 +6,7 @@ import os
 
 import keras
 
+from seed_tf import teachers
 from seed_tf.checkpoints import loading
 from seed_tf.checkpoints.exporting import save_torch
 from seed_tf.conversion import explaining
@@ -23,7 +24,7 @@ def convert(
     """Loads an encoder, and writes it to another file.
 
     Args:
-        path: as of `load_encoder`.
+        path: as of `teachers.load_encoder`.
         output: file to write, which must not exist.
         to: "keras", a `.keras` file, or "torch", see `save_torch`.
         source: as of `load_encoder`.
@@ -43,7 +44,11 @@ def convert(
             "A file of Keras must end in .keras; PyTorch's are written with "
             f'to="torch". Received: {output!r}.'
         )
-    encoder, contents = loading.open_file(path, source=source, head=head)
+    contents = None
+    if teachers.is_path(path):
+        encoder, contents = loading.open_file(path, source=source, head=head)
+    else:
+        encoder = teachers.load_encoder(path)
     if contents is not None:
         encoder = loading.build(contents, path)
     elif not head:

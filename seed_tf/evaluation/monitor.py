@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from seed_tf import resampling
 from seed_tf.evaluation.features import embedder
 from seed_tf.evaluation.knn import knn, nearest_others, neighbour_agreement
 from seed_tf.io.pipelines import steady
@@ -20,6 +21,9 @@ class HeldOut:
         encoder: keras.Model in training.
         images: `[N, S, S, 3]` uint8 array, or `tf.data.Dataset` of batches.
         teacher: keras.Model, frozen, or None.
+        image_size: positive int, pixels of a side to which images for the
+            encoder are resized, or None for S.
+        teacher_image_size: the same for the teacher.
     """
 
     def __init__(
@@ -27,13 +31,18 @@ class HeldOut:
         encoder: keras.Model,
         images: np.ndarray | tf.data.Dataset,
         teacher: keras.Model | None = None,
+        *,
+        image_size: int | None = None,
+        teacher_image_size: int | None = None,
     ):
         if not isinstance(images, np.ndarray):
             images = np.concatenate(list(steady(images).as_numpy_iterator()))
-        self._images, self._embed = images, embedder(encoder)
+        self._embed = embedder(encoder)
+        self._images = _resized(images, image_size)
         self._teacher = None
         if teacher is not None:
-            self._teacher = embedder(teacher)(images)
+            seen = _resized(images, teacher_image_size)
+            self._teacher = embedder(teacher)(seen)
 
     def agreement(self, k: int = 10) -> float:
         """`neighbour_agreement` of teacher and encoder, in [0, 1]."""
@@ -58,6 +67,17 @@ class HeldOut:
             for name, vectors in features.items()
             if vectors is not None
         }
+
+
+def _resized(images, size):
+    """Returns uint8 images `[N, size, size, 3]`."""
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    batches = (images[i : i + 64] for i in range(0, len(images), 64))
+    resized = [
+        resampling.resize(tf.cast(batch, tf.float32), size) for batch in batches
+    ]
+    return np.round(np.concatenate(resized)).astype(np.uint8)
 
 
 class LabelledKNN:

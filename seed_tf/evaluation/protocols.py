@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from seed_tf import checkpoints
+from seed_tf import teachers
 from seed_tf.encoders import Encoder
 from seed_tf.evaluation.config import EvaluationConfig, paper_rate
 from seed_tf.evaluation.feature_cache import FeatureCache
@@ -319,7 +319,7 @@ def load_encoder(name: str, seed: int = 0) -> keras.Model:
     """An encoder by name.
 
     Args:
-        name: str, as `seed_tf.checkpoints.load_encoder` takes it; or
+        name: str, as `seed_tf.teachers.load_encoder` takes it; or
             "untrained:resnet18", a network that `seed_tf.backbone` knows with
             random weights, also with a stem: "untrained:resnet18:cifar".
         seed: int, of random weights.
@@ -337,7 +337,7 @@ def load_encoder(name: str, seed: int = 0) -> keras.Model:
     """
     kind, _, rest = name.partition(":")
     if kind != "untrained":
-        return checkpoints.load_encoder(name)
+        return teachers.load_encoder(name)
     backbone, _, stem = rest.partition(":")
     keras.utils.set_random_seed(seed)
     return Encoder(backbone, stem=stem or "imagenet")

@@ -23,6 +23,7 @@ PREPROCESSING = {
 # Settings of a run in README.md. metadata.json has all settings.
 _SETTINGS = (
     *("recipe", "student", "encoder", "teacher", "teacher_fingerprint"),
+    *("teacher_license",),
     *("dataset", "data_dir", "split", "image_size", "views", "epochs"),
     *("batch_size", "queue_size", "learning_rate", "weight_decay", "seed"),
 )

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from seed_tf.checkpoints import load_encoder
 from seed_tf.datasets import CorruptFiles, pipeline
 from seed_tf.datasets.sampler import Sampler
 from seed_tf.datasets.sources import Source
@@ -31,6 +30,7 @@ from seed_tf.io.text import reason
 from seed_tf.search import vectors
 from seed_tf.search.image_files import ImageFiles
 from seed_tf.search.index import FILES, Index
+from seed_tf.teachers import absolute, load_encoder
 
 SHARD = 2048  # images that a killed process loses, at most
 _BLOCK = 16384  # rows to copy at a time
@@ -71,7 +71,7 @@ def build(
               `corrupt`, `search`, `created`, `checksums` of the other files,
               and a checksum of its own.
         images: folder; includes all image files in its subfolders.
-        encoder: see `seed_tf.checkpoints.load_encoder`.
+        encoder: see `seed_tf.teachers.load_encoder`.
         image_size: positive int, S, side of the centre crops; by default the
             encoder's training size. Before the crop, images are resized to a
             shorter side of S * 256 / 224.
@@ -102,7 +102,7 @@ def build(
         model = load_encoder(encoder)
         image_size = image_size_of(model, image_size)
         config = {
-            "encoder": os.path.abspath(os.path.expanduser(encoder)),
+            "encoder": absolute(encoder),
             "fingerprint": fingerprint(model),
             "output": output,
             "image_size": image_size,

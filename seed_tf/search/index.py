@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from seed_tf.checkpoints import load_encoder
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.embeddings import l2_normalise
 from seed_tf.evaluation import nearest_neighbours
@@ -18,6 +17,7 @@ from seed_tf.io.arrays import open_array, read_record, verify
 from seed_tf.io.fingerprints import fingerprint
 from seed_tf.search import vectors
 from seed_tf.search.image_files import Lines
+from seed_tf.teachers import load_encoder
 
 LARGE = 25_000_000  # pixels
 # `build` writes the files in this order: with the last, the index is whole.

@@ -119,12 +119,17 @@ def of_step(
     other = getattr(model, "teacher", None) or model.momentum_encoder
     noise = noise_image(encoder, other)
     samples = model.augment(noise, model.step.value)
-    shapes = [(batch_size * len(v), *v.shape[1:]) for v in samples]
+
+    def shapes_for(network):
+        seen = model.seen_by(network, samples)
+        return [(batch_size * len(v), *v.shape[1:]) for v in seen]
+
+    shapes, others = shapes_for(encoder), shapes_for(other)
     queues = [q for q in model.state.values() if isinstance(q, EmbeddingQueue)]
     trained = forward_and_back(encoder, shapes, model.acceleration)
     targets = [Cost(0, 0)]
     if not targets_cached:
-        targets = [forward(other, shape) for shape in shapes]
+        targets = [forward(other, shape) for shape in others]
     compared = [
         _loss(model, shape[0], queue)
         for shape, queue in zip(shapes, queues, strict=True)

@@ -54,7 +54,7 @@ class RunImages:
         self._views, self._num_views = views, num_views
         self._view_cache = view_cache
         # Views are crops of larger images.
-        self._whole_size = shorter_side(config.image_size)
+        self._whole_size = shorter_side(config.view_size)
         self._source = self._train = self._unseen = self._find(config.split)
         size, self.summary = self._source.size, self._source.summary
         self.identity = {
@@ -79,6 +79,8 @@ class RunImages:
                 self._centre_crops(
                     self._find(split, config.knn_data_dir),
                     split=split,
+                    image_size=config.image_size,
+                    resize=shorter_side(config.image_size),
                     labels=True,
                     most=KNN_IMAGES,
                 )
@@ -120,9 +122,17 @@ class RunImages:
         return self._training[first_step, shard]
 
     def unseen(self) -> tf.data.Dataset:
-        """Centre crops of the images that training leaves out."""
+        """Centre crops of the images that training leaves out.
+
+        They have the size of views.
+        """
         part = {**self._part, "subset": "held_out"} if self._part else {}
-        return self._centre_crops(self._unseen, **part)
+        return self._centre_crops(
+            self._unseen,
+            image_size=self._config.view_size,
+            resize=self._whole_size,
+            **part,
+        )
 
     def _find(self, split, data_dir=None):
         config = self._config
@@ -197,8 +207,6 @@ class RunImages:
         load = functools.partial(
             self._load,
             source,
-            image_size=self._config.image_size,
-            resize=self._whole_size,
             shuffle=False,
             **kwargs,
         )

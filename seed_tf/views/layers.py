@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from seed_tf import random
+from seed_tf import random, resampling
 from seed_tf.arguments import integer
 from seed_tf.keras_internals import AugmentsBatches
 from seed_tf.views import operators
@@ -220,10 +220,10 @@ class RandomResizedCrop(SeededAugmentation):
             tf.cast(transformations, tf.float32), axis=1
         )
         in_height, in_width = tf.shape(images)[1], tf.shape(images)[2]
-        return operators.separable(
+        return resampling.separable(
             images,
-            operators.resampling_weights(top, height, in_height, self.size),
-            operators.resampling_weights(left, width, in_width, self.size),
+            resampling.weights(top, height, in_height, self.size),
+            resampling.weights(left, width, in_width, self.size),
         )
 
     def get_config(self):
@@ -445,7 +445,7 @@ class RandomGaussianBlur(SeededAugmentation):
                 )
                 for size in tf.unstack(tf.shape(images)[1:3])
             )
-            return operators.separable(images, rows, columns)
+            return resampling.separable(images, rows, columns)
 
         return operators.where(transformations["drawn"], blur, images)
 

@@ -109,56 +109,6 @@ def turn_hue(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     return tf.image.hsv_to_rgb(hsv)
 
 
-def separable(
-    images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor
-) -> tf.Tensor:
-    """Returns weighted sums over rows, then over columns.
-
-    For every channel `out[b] = rows[b] @ images[b] @ columns[b].T`. Resampling
-    and blurring both have this form.
-
-    Args:
-        images: `[B, H, W, C]`.
-        rows: `[B, h, H]`.
-        columns: `[B, w, W]`.
-
-    Returns:
-        `[B, h, w, C]`.
-    """
-    images = tf.einsum("bhH,bHWc->bhWc", rows, images)
-    return tf.einsum("bwW,bhWc->bhwc", columns, images)
-
-
-def resampling_weights(
-    start: tf.Tensor, length: tf.Tensor, in_size: int | tf.Tensor, out_size: int
-) -> tf.Tensor:
-    """Returns weights of an antialiased bilinear resize along one axis.
-
-    A pixel of the result is a triangle-weighted mean of the pixels of the
-    crop. The radius of the triangle is one pixel of the crop or of the result,
-    whichever is larger. PIL computes the same for a crop that was cut out
-    before.
-
-    Args:
-        start: float32 `[B]`, first pixel of the crop.
-        length: float32 `[B]`, its number of pixels.
-        in_size: int scalar, pixels of the image along the axis.
-        out_size: int, pixels of the result along the axis.
-
-    Returns:
-        float32 `[B, out_size, in_size]`, whose rows sum to 1.
-    """
-    start, length = start[:, None, None], length[:, None, None]
-    step = length / out_size
-    pixel = tf.range(tf.cast(in_size, tf.float32)) + 0.5
-    centre = tf.range(out_size, dtype=tf.float32)[:, None] + 0.5
-    centre = start + step * centre
-    weights = 1.0 - tf.abs(pixel - centre) / tf.maximum(step, 1.0)
-    inside = (pixel > start) & (pixel < start + length)
-    weights = tf.where(inside, tf.maximum(weights, 0.0), 0.0)
-    return weights / tf.reduce_sum(weights, 2, keepdims=True)
-
-
 def gaussian_weights(
     sigma: tf.Tensor, size: int | tf.Tensor, max_sigma: float
 ) -> tf.Tensor:
