@@ -14,6 +14,7 @@ from seed_tf import keras_internals
 from seed_tf.acceleration import convolutions, precision
 from seed_tf.acceleration import hardware as machine
 from seed_tf.encoders.encoder import Encoder
+from seed_tf.encoders.tokens import PoolTokens, Resize
 
 
 class FoldedTeacher:
@@ -63,6 +64,7 @@ class FoldedTeacher:
                 "models whose layers have no methods of their own.",
                 self._original.name,
             )
+        if network is None or _is_wrapped(network):
             self._copy, self._whole = None, model
             self.dtype = model.compute_dtype
             return
@@ -126,6 +128,11 @@ def _functional(model):
     if isinstance(model, keras.Sequential):
         return keras.Model(model.inputs[0], model.outputs[0])
     return model
+
+
+def _is_wrapped(network):
+    """Whether there is nothing to fold around a transformer's own layers."""
+    return any(isinstance(x, Resize | PoolTokens) for x in network.layers)
 
 
 def _pairs(network):

@@ -160,6 +160,7 @@ class TrainingTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(losses).all())
         for old, new in zip(before, teacher.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
+        self.assertEmpty(model.acceleration.variables)  # no second copy
         # The targets are the teacher's embeddings, in float32.
         view = model.augment(noise(36, 4), 0)[0]
         np.testing.assert_allclose(
