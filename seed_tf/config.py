@@ -396,6 +396,12 @@ class PretrainConfig(RunConfig):
 
     encoder: str = setting("resnet50", "Backbone to train, by name.")
     embedding_dim: int = setting(128, "Width of an embedding.", minimum=1)
+    shuffle_groups: int = setting(
+        8,
+        "Groups of a batch that normalise the keys apart; each has two images "
+        "or more.",
+        minimum=1,
+    )
     temperature: float = setting(0.2, "Of the contrastive softmax.")
     momentum: float = setting(
         0.999,

@@ -234,8 +234,8 @@ class MoCo(Trainer):
         if alone and (batch % groups or batch < 2 * groups):
             raise ValueError(
                 f"A batch must divide into {groups} groups of two images or "
-                "more. Choose another batch size, or MoCo(..., "
-                f"shuffle_groups=...). Received: a batch of {batch}."
+                "more. Choose another `batch_size` or `shuffle_groups`. "
+                f"Received: a batch of {batch}."
             )
         return self.embed(self.momentum_encoder, view, training=True)
 

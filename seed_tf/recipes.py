@@ -183,6 +183,7 @@ def build(
             ),
             temperature=config.temperature,
             momentum=config.momentum,
+            shuffle_groups=config.shuffle_groups,
             **shared,
         )
     network = load_network(

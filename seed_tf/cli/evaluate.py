@@ -51,6 +51,12 @@ class Settings:
     download: bool = setting(
         False, "Download and prepare a TensorFlow Dataset."
     )
+    max_corrupt_fraction: float = setting(
+        0.01,
+        "Share of unreadable images above which the command stops.",
+        minimum=0.0,
+        maximum=1.0,
+    )
     train_split: str | None = setting(
         None,
         "Labelled images to learn from. The default is the data set's usual "
@@ -128,6 +134,7 @@ def evaluation_config(settings: Settings, image_size: int) -> EvaluationConfig:
             image_size,
             settings.batch_size,
             settings.download,
+            settings.max_corrupt_fraction,
         )
         for split in (
             settings.train_split or usual.train,
@@ -190,4 +197,4 @@ def run(call: Call[Settings]) -> None:
     print(f"\n%, top-1 accuracy unless named otherwise\n\n{results.table()}")
 
 
-COMMAND = Command(Settings, run)
+COMMAND = Command(Settings, run, aliases={"split": "train_split"})

@@ -99,6 +99,8 @@ class Command(Generic[Settings]):
         instead: function of the user's settings that returns a text or None.
             The command prints the text and ends; required flags may be missing.
         resumable: whether the same command resumes after Ctrl-C.
+        aliases: the command's flags by arguments of the library that have
+            another name.
     """
 
     settings: Any  # type[Settings]: mypy has no name for "a dataclass"
@@ -106,6 +108,12 @@ class Command(Generic[Settings]):
     arguments: str = ""
     instead: Callable[[Mapping[str, Any]], str | None] | None = None
     resumable: bool = False
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def as_flags(self, message: str) -> str:
+        """Rewrites arguments in a message of the library, see `as_flags`."""
+        names = [field.name for field in dataclasses.fields(self.settings)]
+        return as_flags(message, names, self.aliases)
 
     def parse(self, name: str, words: Sequence[str], doc: str) -> Call:
         """Parses a command line.
@@ -154,8 +162,7 @@ class Command(Generic[Settings]):
                 if values[field.name].present
             }
         except ValueError as error:
-            names = [field.name for field in fields]
-            raise Error(as_flags(str(error), names)) from error
+            raise Error(self.as_flags(str(error))) from error
         if not (self.instead and self.instead(given)):
             self._check_required(given)
         texts = {
@@ -190,7 +197,11 @@ class Command(Generic[Settings]):
         return "\n\n".join(parts[:2]) + "\n\n" + "\n".join(parts[2:])
 
 
-def as_flags(message: str, names: Sequence[str]) -> str:
+def as_flags(
+    message: str,
+    names: Sequence[str],
+    aliases: Mapping[str, str] | None = None,
+) -> str:
     """Rewrites the arguments that a message of the library names as flags.
 
     The library writes arguments in backticks: `` `output` `` becomes
@@ -200,10 +211,12 @@ def as_flags(message: str, names: Sequence[str]) -> str:
     Args:
         message: str.
         names: names of the command's flags.
+        aliases: see `Command`.
     """
 
     def flag(match):
         name, value = match["name"], match["value"]
+        name = (aliases or {}).get(name, name)
         if name not in names:
             return match[0]
         if value in (None, "True"):

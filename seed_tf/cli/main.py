@@ -6,10 +6,10 @@ TensorFlow: help and errors of usage answer at once.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import faulthandler
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from absl.flags import FLAGS
 
 import seed_tf
 from seed_tf.cli import flags
+from seed_tf.io.text import plain, printable, reason, visible
 from seed_tf.version import __version__
 
 # The module of a command has its name, and begins with this line.
@@ -40,6 +41,9 @@ COMMANDS = {
 def main() -> None:
     """Runs the command line of this process, and ends the process."""
     faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):  # names that it cannot encode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = run(sys.argv[1:])
         sys.stdout.flush()
@@ -67,12 +71,12 @@ def run(words: Sequence[str]) -> int:
     except flags.Error as error:
         named = [x for x in words[:1] if x in COMMANDS]
         usage = " ".join(["seed-tf", *named, "--help"])
-        print(f"Error: {error}\nSee: {usage}", file=sys.stderr)
+        print(f"Error: {printable(str(error))}\nSee: {usage}", file=sys.stderr)
         return 1
     try:
         _prepare()
     except ImportError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
         return 1
     return _guarded(command, call)
 
@@ -82,6 +86,11 @@ def _parse(words):
         raise flags.HelpRequested(_overview())
     if words[0] == "--version":
         raise flags.HelpRequested(__version__)
+    for word in words:
+        if word.encode(errors="ignore").decode() != word:
+            raise flags.Error(
+                f"Expected names in UTF-8. Received: '{visible(word)}'."
+            )
     name, *words = words
     if name not in COMMANDS:
         raise flags.Error(_unknown("command", name, COMMANDS))
@@ -154,17 +163,22 @@ def _guarded(command, call):
         if command.resumable:
             print(f"Stopped. The same command goes on:\n  {call.line()}")
         return 130
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (
+        ValueError,
+        FloatingPointError,
+        OSError,
+        tf.errors.OpError,
+    ) as error:
+        if devices.worker_lost(error):
+            logging.warning(
+                "Another worker is gone (%s): starting anew.", reason(error)
+            )
+            _restart(call)
+            return 0
         logging.debug("", exc_info=True)  # shown with --verbosity=1
-        names = [x.name for x in dataclasses.fields(command.settings)]
-        message = flags.as_flags(str(error), names)
+        message = printable(command.as_flags(plain(error)))
         print(f"Error: {message}", file=sys.stderr)
         return 1
-    except tf.errors.OpError as error:
-        if not devices.worker_lost(error):
-            raise
-        logging.warning("Another worker is gone (%s): starting anew.", error)
-        _restart(call)
     return 0
 
 

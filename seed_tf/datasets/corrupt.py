@@ -6,6 +6,8 @@ import threading
 
 from absl import logging
 
+from seed_tf.io.text import shortened, visible
+
 
 class CorruptFiles:
     """Collects unreadable files, and stops a run that meets too many.
@@ -58,25 +60,28 @@ class CorruptFiles:
             known = name in self._files
             self._files[name] = reason
         if not known:
-            logging.warning("Skipped %s: %s.", name, reason)
+            logging.warning("Skipped %s: %s.", *_shown(name, reason))
 
     def verdict(self) -> str:
         """Returns the error message, or "" while the number is allowed."""
         files = self.files
         if not files or len(files) <= self.max_fraction * self.size:
             return ""
-        listed = [f"{name} ({why})" for name, why in files.items()]
+        listed = ["{} ({})".format(*_shown(*file)) for file in files.items()]
         more = len(listed) - self.shown
         rest = f" and {more} more" if more > 0 else ""
         return (
             f"{len(files)} of {self.size} images cannot be read, more than "
             f"the {self.max_fraction:.3%} allowed: "
             f"{', '.join(listed[: self.shown])}{rest}. Repair or remove these "
-            "files, or raise `max_corrupt_fraction` (of `CorruptFiles`: "
-            "max_fraction)."
+            "files, or raise `max_corrupt_fraction`."
         )
 
     def check(self) -> None:
         """Raises ValueError, with the files, if too many are unreadable."""
         if verdict := self.verdict():
             raise ValueError(verdict)
+
+
+def _shown(*texts):
+    return [shortened(visible(text)) for text in texts]

@@ -32,6 +32,8 @@ class LabelledImages:
             resized to `images.shorter_side(S)` first.
         batch_size: positive int, images run at a time.
         download: bool, whether TFDS may download and prepare the data set.
+        max_corrupt_fraction: float, share of unreadable images above which
+            reading stops.
 
     Raises:
         ValueError: in every method, if the data are missing or unlabelled.
@@ -43,6 +45,7 @@ class LabelledImages:
     image_size: int = 224
     batch_size: int = 64
     download: bool = False
+    max_corrupt_fraction: float = 0.01
 
     @property
     def resize(self) -> int:
@@ -59,6 +62,7 @@ class LabelledImages:
             "batch_size": self.batch_size,
             "shuffle": False,
             "labels": True,
+            "corrupt": datasets.CorruptFiles(self.max_corrupt_fraction),
             **options,
         }
         return datasets.load(self._source, **options)

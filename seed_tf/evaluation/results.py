@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from seed_tf.io.files import atomic_write, differences, read_json
+from seed_tf.io.text import visible
 from seed_tf.reporting import (
     figures,
     tables,
@@ -195,7 +196,10 @@ class Results:
         sheet = io.StringIO()
         writer = csv.DictWriter(sheet, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {key: _in_sheet(value) for key, value in row.items()}
+            for row in rows
+        )
         everything = {
             "data": self.data,
             "fingerprints": self.fingerprints,
@@ -215,6 +219,13 @@ class Results:
         for name, figure in {"results": self.figure(), **self.pictures}.items():
             with atomic_write(os.path.join(folder, f"{name}.png")) as path:
                 figure.savefig(path, dpi=130)
+
+
+def _in_sheet(value):
+    """Returns a cell of a CSV file; no text is a spreadsheet's formula."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(tuple("=+-@")) else "") + visible(value)
 
 
 def _cell(values):

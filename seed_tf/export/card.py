@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from seed_tf.io.files import write_json
+from seed_tf.io.text import visible
 from seed_tf.reporting.tables import table
 from seed_tf.version import __version__
 
@@ -123,7 +125,12 @@ def _training(facts):
             }
         )
     command = config.get("command")
-    block = f"```sh\n{command}\n```\n\n" if command else ""
+    # The fence is longer than any in the command.
+    runs = re.findall("`+", str(command))
+    fence = "`" * max([3, *(len(run) + 1 for run in runs)])
+    block = (
+        f"{fence}sh\n{visible(str(command))}\n{fence}\n\n" if command else ""
+    )
     return block + _markdown(rows)
 
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 _MOST = 300  # characters of a message of another library
+_LINES, _PRINTED = 8, 2500  # lines and characters of a printed message
+# TensorFlow's frames around a message, and Keras's.
+_ASSERTED = re.compile(
+    r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|\[Op:|$)", re.DOTALL
+)
+_RAISED = re.compile(r"\n {4}[\w.]*(?:Error|Exception): ")
+_CALLED = re.compile(
+    r"^Exception encountered when calling [^\n]*\n\s*"
+    r"|\n\s*Arguments received by .*",
+    re.DOTALL,
+)
 
 
 def visible(text: str) -> str:
@@ -39,3 +52,29 @@ def reason(error: BaseException) -> str:
 def shown(value: object) -> str:
     """Returns the `repr` of a value, shortened for a message."""
     return shortened(repr(value))
+
+
+def plain(error: BaseException) -> str:
+    """Returns an error's message without the frames of TensorFlow and Keras.
+
+    Of a failed assertion and an error in a traced function the message inside
+    remains; of TensorFlow's other errors the kind and the first line.
+    """
+    text = str(error)
+    if type(error).__module__.startswith("tensorflow"):
+        if found := _ASSERTED.search(text):
+            return re.sub(r"\\([\"'])", r"\1", found[1])
+        first = re.sub(r"^\{\{function_node .*?\}\} *", "", reason(error))
+        return f"{type(error).__name__}: {first}"
+    if text.startswith("in user code:"):
+        text = _RAISED.split(text)[-1]
+    text = re.sub(r"\x1b\[[\d;]*m", "", _CALLED.sub("", text))
+    return text.strip() or type(error).__name__
+
+
+def printable(message: str) -> str:
+    """Returns a message of a few lines at most, without control characters."""
+    lines = [visible(line) for line in message.strip().split("\n")]
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], "…"]
+    return shortened("\n".join(lines), _PRINTED)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import numbers
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from seed_tf.io.text import visible
 
 
 def table(
@@ -36,6 +39,7 @@ def table(
     """
     grid = [list(columns)]
     grid += [[_cell(row.get(column)) for column in columns] for row in rows]
+    grid = [[visible(cell) for cell in cells] for cells in grid]
     if fmt == "html":
         return _html_table(grid)
     if fmt not in ("text", "markdown"):
@@ -43,6 +47,8 @@ def table(
             '`fmt` must be "text", "markdown" or "html". '
             f"Received: fmt={fmt!r}."
         )
+    if fmt == "markdown":  # neither another cell nor HTML
+        grid = [[re.sub(r"([|<])", r"\\\1", x) for x in row] for row in grid]
     first, *others = [max(map(len, cells)) for cells in zip(*grid, strict=True)]
     lines = [
         [cells[0].ljust(first), *map(str.rjust, cells[1:], others)]

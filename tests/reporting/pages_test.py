@@ -54,6 +54,14 @@ class TableTest(parameterized.TestCase):
             "pixels                 98.5      –",
         )
 
+    def test_names_stay_in_their_cell(self):
+        rows = [{"a": "x|y <b>\n\x1b[2J", "n": 1.0}]
+        self.assertEqual(
+            tables.table(rows, ["a", "n"], "markdown").splitlines()[2],
+            r"| x\|y \<b>\n\x1b[2J | 1.0 |",
+        )
+        self.assertIn(r"x|y <b>\n\x1b[2J", tables.table(rows, ["a"]))
+
     def test_markdown(self):
         self.assertEqual(
             tables.table(ROWS[1:], COLUMNS[:2], "markdown"),
