@@ -8,7 +8,7 @@ _MOST = 300  # characters of a message of another library
 _LINES, _PRINTED = 8, 2500  # lines and characters of a printed message
 # TensorFlow's frames around a message, and Keras's.
 _ASSERTED = re.compile(
-    r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|\[Op:|$)", re.DOTALL
+    r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{|\[Op:|$)", re.DOTALL
 )
 _RAISED = re.compile(r"\n {4}[\w.]*(?:Error|Exception): ")
 _CALLED = re.compile(

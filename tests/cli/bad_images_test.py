@@ -56,7 +56,7 @@ class BadImagesTest(parameterized.TestCase):
         self.assertRegex(
             printed,
             "Error: .*images beside: 'tram'.* with --train_split=all. "
-            ".* --data_dir=.*/train, or move",
+            ".* --data_dir=.*/t.*, or move",
         )
 
     def test_evaluate(self):

@@ -7,7 +7,9 @@ from seed_tf.io import text
 TENSORFLOW = type("InvalidArgumentError", (Exception,), {})
 TENSORFLOW.__module__ = "tensorflow.python.framework.errors_impl"
 STEP = "{{function_node __wrapped__IteratorGetNext_device_/device:CPU:0}} "
-NODE = " \n\t [[{{node cond/Assert/Assert}}]] [Op:IteratorGetNext] name: "
+NODE = (
+    " \n\t [[{{function_node c}}{{node c/Assert}}]] [Op:IteratorGetNext] name: "
+)
 
 
 class TextTest(parameterized.TestCase):
