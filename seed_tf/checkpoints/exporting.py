@@ -30,8 +30,10 @@ def save_torch(encoder: Encoder, path: str) -> None:
             f"{type(encoder).__name__} {getattr(encoder, 'name', encoder)!r}."
         )
     arrays = state_dict(encoder)
-    recognise(arrays, source="torchvision")
     layers = {layer.name: layer for layer in encoder.backbone.layers}
+    conv = layers.get("conv1")
+    small = conv is not None and conv.kernel_size == (3, 3)
+    recognise(arrays, source="torchvision", stem="cifar" if small else "auto")
     pool = layers.get("maxpool")
     if pool is not None and pool.padding == "same":
         raise ValueError(

@@ -1,7 +1,10 @@
-"""Recognises the network in a state dict by its keys and shapes.
+"""Finds the network in a state dict by its keys and shapes.
 
-Every source is brought into one canonical form: the backbone's modules have
-their own names, and those of the projection head are `fc.0`, `fc.1`, ...
+Training code puts the network beside heads, queues and momentum copies, below
+prefixes of its own. A branch is a prefix below which the keys of a network
+begin. The network of one branch is brought into one canonical form: the
+backbone's modules have their own names, and those of the projection head are
+`fc.0`, `fc.1`, ...
 """
 
 from __future__ import annotations
@@ -12,63 +15,53 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from seed_tf.encoders.backbones import BACKBONES
-from seed_tf.encoders.resnet import resnet
+from seed_tf.encoders.resnet import STEMS, resnet
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one source names the parts of its files.
-
-    All patterns are regular expressions for the start of a key, after the
-    `module.` that DataParallel puts before each.
+    """What is special about the files of one source.
 
     Attributes:
         title: name of the source, as shown to users.
-        mark: pattern that only keys of this source match. None if the source
-            must be named.
-        network: pattern of the start of the network's keys.
-        left_out: reasons by pattern for keys that are left out on purpose.
+        mark: regular expression for the start of a key, without wrappers,
+            that only files of this source have. None if the source must be
+            named.
+        branch: regular expression for the branch that the source publishes.
+            None where the general preference holds.
+        linear: whether `fc` alone is a projection head and no classifier.
         encoder: arguments of `Encoder`.
         backbone: arguments of the backbone.
     """
 
     title: str
     mark: str | None
-    network: str = ""
-    left_out: dict = dataclasses.field(default_factory=dict)
+    branch: str | None = None
+    linear: bool = False
     encoder: dict = dataclasses.field(default_factory=dict)
     backbone: dict = dataclasses.field(default_factory=dict)
 
 
-_MOCO: dict[str, Any] = {
-    "network": r"encoder_q\.",
-    "left_out": {r"encoder_k\.": "momentum encoder", r"queue": "queue"},
-}
-_PROTOTYPES: dict[str, Any] = {"left_out": {r"prototypes\.": "prototypes"}}
-_QUEUES = {r"(small_)?queue(_ptr)?$": "queue"}
-
 # The first source whose mark matches a key is taken.
 LAYOUTS = {
-    "moco_v1": Layout("MoCo v1", r"encoder_q\.fc\.weight$", **_MOCO),
-    "moco_v2": Layout("MoCo v2", r"encoder_q\.", **_MOCO),
+    "moco_v1": Layout(
+        "MoCo v1", r"encoder_q\.fc\.weight$", r"encoder_q\.", linear=True
+    ),
+    "moco_v2": Layout("MoCo v2", r"encoder_q\.", r"encoder_q\."),
     "seed": Layout(
         "student distilled by SEED",
-        r"student\.",
-        r"student\.",
-        {r"teacher\.": "teacher", **_QUEUES},
+        r"student\.(conv1|features|_conv_stem)\.",
+        r"student\.$",
+        linear=True,
     ),
     "seed_teacher": Layout(
-        "teacher in a file of SEED",
-        None,
-        r"teacher\.",
-        {r"student\.": "student", **_QUEUES},
+        "teacher in a file of SEED", None, r"teacher\.$", linear=True
     ),
-    "deepcluster_v2": Layout(
-        "DeepCluster v2", r"prototypes\.prototypes0\.", **_PROTOTYPES
-    ),
-    "swav": Layout("SwAV", r"projection_head\.|prototypes\.", **_PROTOTYPES),
+    "deepcluster_v2": Layout("DeepCluster v2", r"prototypes\.prototypes0\."),
+    "swav": Layout("SwAV", r"projection_head\.(\d|weight)|prototypes\."),
     "simclr": Layout("SimCLR", r"fc\.1\.running_mean$"),
     # Its images are not normalised, and its max-pooling is TensorFlow's.
     "simclr_tf": Layout(
@@ -77,10 +70,32 @@ LAYOUTS = {
         encoder={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
         backbone={"pool_padding": "same"},
     ),
-    "torchvision": Layout(
-        "plain backbone", r"", left_out={r"fc\.(weight|bias)$": "classifier"}
-    ),
+    "torchvision": Layout("network found by its keys", r""),
 }
+
+# Modules that wrap another one, and add nothing to it.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|"
+    r"_checkpoint_wrapped_module)\."
+)
+# A moving average of the trained network, the better one of the two.
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|teacher|momentum|target)(?:[._]|$)")
+# The first key of each network, below its prefix.
+_FIRST = re.compile(
+    r"((?:.*?\.)??)(conv1|features\.0\.0|_conv_stem|0)\.weight$"
+)
+_MOST_BRANCHES = 32
+# Modules beside the backbone, and why they are left out.
+_BESIDE = (
+    (r"queue(_ptr)?$", "queue"),
+    (r"n_averaged$", "counter of a moving average"),
+    (r"prototypes\d*\.", "prototypes"),
+    (r"(fc|_fc|classifier\.3)\.(weight|bias)$", "classifier"),
+    (
+        r"(fc|heads?|neck|predict\w+|project\w+)\.",
+        "projection head",
+    ),
+)
 
 _RESNETS = {
     ((2, 2, 2, 2), False): "resnet18",
@@ -90,11 +105,19 @@ _RESNETS = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 _EFFICIENTNETS = {16: "efficientnet_b0", 23: "efficientnet_b1"}
-_HEADS: dict[tuple[int, ...], dict[str, Any]] = {
-    (): {"head": None},
-    (0,): {"head": "linear"},
-    (0, 2): {"head": "mlp"},
-    (0, 1, 3): {"head": "mlp", "head_batch_norm": True},
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_LINEAR = ("weight", "bias")
+# Heads by the parameters of their numbered modules.
+_HEADS: dict[frozenset[str], dict[str, Any]] = {
+    frozenset(f"{i}.{x}" for i, names in modules for x in names): settings
+    for modules, settings in (
+        ([(0, _LINEAR)], {"head": "linear"}),
+        ([(0, _LINEAR), (2, _LINEAR)], {"head": "mlp"}),
+        (
+            [(0, _LINEAR), (1, _NORM), (3, _LINEAR)],
+            {"head": "mlp", "head_batch_norm": True},
+        ),
+    )
 }
 
 
@@ -104,22 +127,28 @@ class Contents:
 
     Attributes:
         source: str, key of `LAYOUTS`.
+        branch: the prefix of the network's keys, without wrappers.
         tensors: arrays by canonical key, in PyTorch's order of axes.
         keys: the file's own key by canonical key.
         left_out: reasons by name, for each key and each other entry of the
             file that is not used.
         backbone: function without arguments that builds the backbone.
+        stem: as of `recognise`, never "auto".
         description: name of the backbone.
         encoder: further arguments of `Encoder`.
+        notes: choices that a user should know of, a sentence each.
     """
 
     source: str
+    branch: str
     tensors: dict[str, Any]
     keys: dict[str, str]
     left_out: dict[str, str]
     backbone: Callable[[], keras.Model]
+    stem: str
     description: str
     encoder: dict[str, Any]
+    notes: list[str]
 
 
 def recognise(
@@ -127,6 +156,8 @@ def recognise(
     *,
     source: str = "auto",
     head: bool = True,
+    branch: str | None = None,
+    stem: str = "auto",
     others: Iterable[str] = (),
 ) -> Contents:
     """Recognises a state dict.
@@ -135,104 +166,277 @@ def recognise(
         tensors: dict of arrays (or anything with a shape) by key.
         source: "auto" or a key of `LAYOUTS`.
         head: bool, whether to keep the projection head.
+        branch: part of the prefix of the wanted network, such as "teacher",
+            where a file has several networks.
+        stem: "auto", or a key of `seed_tf.encoders.resnet.STEMS`, which a
+            ResNet with a 3x3 convolution at its start needs.
         others: names of the other entries of the file.
 
     Returns:
         `Contents`. A weight may still be missing or have another shape.
 
     Raises:
-        ValueError: if this library does not have the network, or the file is
-            from another source than the given one.
+        ValueError: if this library does not have the network, the file is
+            from another source than the given one, or it is not clear which
+            of several networks or which stem is meant.
     """
-    short = {key: re.sub(r"^(module\.)+", "", key) for key in tensors}
-    source = _source(short, source)
-    layout = LAYOUTS[source]
-    left_out = dict.fromkeys(others, "no weights of the network")
-    kept, keys = {}, {}
-    for key, array in tensors.items():
-        name = short[key]
-        reason = _reason(layout, name)
-        if reason is None:
-            name = re.sub(rf"^{layout.network}(module\.)*", "", name)
-            name = re.sub(r"^projection_head\.", "fc.", name)
-            name = re.sub(r"^fc\.(weight|bias)$", r"fc.0.\1", name)
-            if name.endswith(".num_batches_tracked"):
-                reason = "counters of BatchNorm"
-            elif name.startswith("fc.") and not head:
-                reason = "projection head"
-        if reason is not None:
-            left_out[key] = reason
-        elif name in kept:
+    full: dict[str, str] = {}
+    for key in tensors:
+        name = _WRAPPERS.sub("", key)
+        if name in full:
             raise ValueError(
-                f"Two keys are one and the same weight: {keys[name]!r} and "
-                f"{key!r}."
+                f"Two keys are one and the same weight: {_cut(full[name])!r} "
+                f"and {_cut(key)!r}."
             )
+        full[name] = key
+    source = _source(full, source)
+    layout = LAYOUTS[source]
+    branches = _branches(full, tensors)
+    prefix, notes = _choose(branches, layout, branch, full, tensors)
+    names = branches[prefix]
+    found, settings = None, {"head": None}
+    if head:
+        found, settings = _head(full, tensors, prefix, layout)
+    kept, keys = {}, {}
+    left_out = dict.fromkeys(others, "no weights of the network")
+    unused = [x for x in branches if x != prefix]
+    nested = tuple(x for x in unused if x.startswith(prefix))
+    for name, key in full.items():
+        canonical = None if name.startswith(nested) else names.get(name)
+        reason = _reason(name, canonical, unused)
+        if found is not None and name.startswith(found):
+            rest = name.removeprefix(found)
+            canonical = f"fc.{rest}" if "." in rest else f"fc.0.{rest}"
+            counter = rest.endswith("num_batches_tracked")
+            reason = "counters of BatchNorm" if counter else None
+        if reason is None:
+            kept[canonical], keys[canonical] = tensors[key], key
         else:
-            kept[name], keys[name] = array, key
-    backbone, description = _backbone(kept, keys, layout.backbone)
+            left_out[key] = reason
+    if head and not found and "projection head" in left_out.values():
+        notes.append(
+            "its projection head is not one that an Encoder can have, so the "
+            "embeddings are the pooled features"
+        )
+    build, description, stem = _backbone(kept, keys, stem, layout.backbone)
     return Contents(
         source=source,
+        branch=prefix.rstrip("."),
         tensors=kept,
         keys=keys,
         left_out=left_out,
-        backbone=backbone,
+        backbone=build,
+        stem=stem,
         description=description,
-        encoder={**_head(kept, keys), **layout.encoder},
+        encoder={**settings, **layout.encoder},
+        notes=notes,
     )
 
 
-def _source(short, source):
+def _source(names, source):
     def has(mark):
-        return any(re.match(mark, name) for name in short.values())
+        return any(re.match(mark, name) for name in names)
 
     marked = [k for k, v in LAYOUTS.items() if v.mark is not None]
     found = next(name for name in marked if has(LAYOUTS[name].mark))
     if source == "auto":
         return found
     layout = LAYOUTS[source]
-    if not has(layout.mark or layout.network):
+    mark = layout.mark or (layout.branch or "").rstrip("$")
+    if not has(mark):
         raise ValueError(
-            f"No key of the file begins with {layout.mark or layout.network}, "
-            f'as in a file of {layout.title}. It looks like source="{found}". '
-            f"Received: source={source!r}, keys such as {_some(short)}."
+            f"No key of the file begins with {mark}, as in a file of "
+            f'{layout.title}. It looks like source="{found}". '
+            f"Received: source={source!r}, keys such as {_some(names)}."
         )
     return source
 
 
-def _reason(layout, name):
+def _branches(names, tensors):
+    """Returns the canonical names below each prefix that begins a network."""
+    found = {}
+    for name, key in names.items():
+        match = _FIRST.match(name)
+        if match is None or match[1] in found:
+            continue
+        prefix, first = match.groups()
+        needed = {"conv1": "layer1.0.conv1.weight", "0": "1.running_mean"}
+        if first in needed and prefix + needed[first] not in names:
+            continue
+        if len(found) == _MOST_BRANCHES:
+            raise ValueError(
+                f"Expected at most {_MOST_BRANCHES} networks in a file. "
+                "Received more."
+            )
+        inside = {
+            x: x.removeprefix(prefix) for x in names if x.startswith(prefix)
+        }
+        if first == "0":
+            image = len(tensors[key].shape) == 4
+            inside = _numbered(inside) if image else {}
+        if inside:
+            # Small ResNets for CIFAR call it a shortcut.
+            found[prefix] = {
+                x: re.sub(r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample.", y)
+                for x, y in inside.items()
+            }
+    return found
+
+
+def _numbered(names):
+    """Names the modules of a ResNet that was cut into nn.Sequential."""
+    stages = sorted(
+        {
+            int(match[1])
+            for x in names.values()
+            if (match := re.match(r"(\d+)\.0\.conv1\.weight$", x))
+        }
+    )
+    if len(stages) != 4:
+        return {}
+    modules = {"0": "conv1", "1": "bn1"}
+    modules |= {str(n): f"layer{i}" for i, n in enumerate(stages, 1)}
+    return {
+        x: f"{modules.get(number, number)}.{rest}"
+        for x, y in names.items()
+        for number, _, rest in [y.partition(".")]
+    }
+
+
+def _choose(branches, layout, branch, names, tensors):
+    """Returns the prefix of the wanted network, and what to say of it."""
+    if not branches:
+        deep = any(re.search(r"conv1\.0\.weight$", x) for x in names)
+        raise ValueError(
+            "Expected the keys of a ResNet (conv1.weight, layer1.0), of "
+            "MobileNetV3-Large (features.0.0.weight) or of an EfficientNet "
+            "(_conv_stem.weight) in the layouts that docs/checkpoints.md "
+            f"shows. Received: keys such as {_some(names)}."
+            + (
+                " A ResNet whose stem has several convolutions (ResNet-C, "
+                "ResNet-D) is another network."
+                if deep
+                else ""
+            )
+        )
+    fit = list(branches)
+    if branch is not None:
+        wanted = f".{branch.strip('.')}."
+        fit = [x for x in fit if wanted in f".{x}"] or [
+            x for x in fit if branch in x
+        ]
+    elif layout.branch and any(re.match(layout.branch, x) for x in fit):
+        fit = [x for x in fit if re.match(layout.branch, x)]
+    elif len(fit) > 1:
+        fit = [x for x in fit if _AVERAGED.search(x)] or fit
+    if len(fit) > 1:
+        fit = _distinct({x: branches[x] for x in fit}, names, tensors)
+    shown = [x.rstrip(".") or "(no prefix)" for x in branches]
+    if len(fit) != 1:
+        raise ValueError(
+            "Expected `branch` to name one network of the file, which has "
+            f"{_some(shown, 8)}. Received: branch={branch!r}. Of the commands, "
+            "seed-tf convert has --branch."
+        )
+    others = [x for x in shown if x != fit[0].rstrip(".")]
+    notes = []
+    if others and branch is None:
+        notes.append(
+            f"the network is {fit[0].rstrip('.')!r}, and not {_some(others)}"
+        )
+    return fit[0], notes
+
+
+def _distinct(branches, names, tensors):
+    """Returns the prefixes, without those that repeat another one's weights."""
+    kept: dict[str, dict[str, Any]] = {}
+    for prefix, inside in branches.items():
+        arrays = {y: tensors[names[x]] for x, y in inside.items()}
+        if not any(
+            arrays.keys() == other.keys()
+            and all(np.array_equal(arrays[x], other[x]) for x in arrays)
+            for other in kept.values()
+        ):
+            kept[prefix] = arrays
+    return list(kept)
+
+
+def _head(names, tensors, prefix, layout):
+    """Returns the prefix of the projection head, and its settings."""
+    for start in _head_prefixes(prefix):
+        inside = {
+            x.removeprefix(start): tensors[key]
+            for x, key in names.items()
+            if x.startswith(start) and not x.endswith("num_batches_tracked")
+        }
+        if layout.linear or not start.endswith("fc."):
+            inside = {
+                f"0.{x}" if x in _LINEAR else x: y for x, y in inside.items()
+            }
+        settings = _HEADS.get(frozenset(inside))
+        # In order; 1 is the BatchNorm, where there is one.
+        kernels = [
+            inside[x]
+            for x in ("0.weight", "2.weight", "3.weight")
+            if x in inside
+        ]
+        if settings and all(len(kernel.shape) == 2 for kernel in kernels):
+            settings = {**settings, "embedding_dim": int(kernels[-1].shape[0])}
+            if len(kernels) > 1:
+                settings["hidden_dim"] = int(kernels[0].shape[0])
+            return start, settings
+    return None, {"head": None}
+
+
+def _head_prefixes(prefix):
+    """Yields where the head of a backbone may be."""
+    yield from (f"{prefix}fc.", f"{prefix}projection_head.")
+    parent, dot, last = prefix.rstrip(".").rpartition(".")
+    if last == "0":
+        yield f"{parent}{dot}1.mlp."
+    if "backbone" in last:
+        for name in ("projection_head", "projector", "neck"):
+            module = f"{parent}{dot}{last.replace('backbone', name)}."
+            yield from (module, f"{module}layers.", f"{module}mlp.")
+
+
+def _reason(name, canonical, branches):
     """Why a key is left out, or None."""
-    for pattern, reason in layout.left_out.items():
-        if re.match(pattern, name):
+    if canonical is None:
+        for prefix in branches:
+            if name.startswith(prefix):
+                return f"network {prefix.rstrip('.')!r}"
+    if name.endswith("num_batches_tracked"):
+        return "counters of BatchNorm"
+    for pattern, reason in _BESIDE:
+        if canonical is None:
+            beside = re.search(rf"(?:^|[._]){pattern}", name)
+        else:
+            beside = re.match(pattern, canonical)
+        if beside:
             return reason
-    return None
+    return "beside the network" if canonical is None else None
 
 
-def _backbone(tensors, keys, arguments):
-    """The function that builds the backbone, and its description."""
+def _backbone(tensors, keys, stem, arguments):
+    """The function that builds the backbone, its description, and its stem."""
     if "conv1.weight" in tensors:
-        return _resnet(tensors, keys, arguments)
-    name = None
-    if "features.0.0.weight" in tensors:
-        name = "mobilenet_v3_large"
-    elif "_conv_stem.weight" in tensors:
+        return _resnet(tensors, keys, stem, arguments)
+    name = "mobilenet_v3_large"
+    if "_conv_stem.weight" in tensors:
         blocks = _count(tensors, r"_blocks\.(\d+)\.")
-        name = _EFFICIENTNETS.get(blocks)
-        if name is None:
+        if blocks not in _EFFICIENTNETS:
             raise ValueError(
                 "Expected an EfficientNet of 16 (B0) or 23 blocks (B1). "
                 f"Received: {blocks} blocks."
             )
-    if name is None:
-        raise ValueError(
-            "Expected the keys of a ResNet (conv1.weight), of MobileNetV3-Large"
-            " (features.0.0.weight) or of an EfficientNet (_conv_stem.weight) "
-            "in the layouts that docs/checkpoints.md shows. Received: keys "
-            f"such as {_some(keys.values())}."
-        )
-    return lambda: BACKBONES[name](name, stem="imagenet"), name
+        name = _EFFICIENTNETS[blocks]
+    if stem not in ("auto", "imagenet"):
+        raise ValueError(f"`stem` is for ResNets. Received: a {name}.")
+    return lambda: BACKBONES[name](name, stem="imagenet"), name, "imagenet"
 
 
-def _resnet(tensors, keys, arguments):
+def _resnet(tensors, keys, stem, arguments):
     depths = tuple(
         _count(tensors, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)
     )
@@ -244,13 +448,21 @@ def _resnet(tensors, keys, arguments):
             f"{'bottlenecks' if bottleneck else 'basic blocks'} in stages of "
             f"{depths}."
         )
-    shape = tensors["conv1.weight"].shape
-    stem = {(3, 7, 7): "imagenet", (3, 3, 3): "cifar"}.get(tuple(shape[1:]))
-    if stem is None or shape[0] < 1:
+    shape = tuple(tensors["conv1.weight"].shape)
+    stems = [k for k, v in STEMS.items() if shape[1:] == (3, v.size, v.size)]
+    if not stems or shape[0] < 1:
         raise ValueError(
             f"{keys['conv1.weight']!r} must have shape (width, 3, 7, 7), or "
-            "(width, 3, 3, 3) for small images. Received: shape "
-            f"{tuple(shape)}."
+            f"(width, 3, 3, 3) for small images. Received: shape {shape}."
+        )
+    if stem == "auto" and len(stems) == 1:
+        (stem,) = stems
+    if stem not in stems:
+        raise ValueError(
+            f"Expected `stem` to be one of {', '.join(stems)} for a first "
+            f"convolution of shape {shape}: a state dict does not record its "
+            f"stride and padding. See docs/checkpoints.md. Received: "
+            f"stem={stem!r}. Of the commands, seed-tf convert has --stem."
         )
     width = int(shape[0])
     if width != 64:
@@ -259,40 +471,10 @@ def _resnet(tensors, keys, arguments):
         "depths": depths,
         "bottleneck": bottleneck,
         "width": width,
+        "stem": stem,
     }
-    description = name if stem == "imagenet" else f"{name}, stem cifar"
-    return (
-        lambda: resnet(name, **settings, stem=stem, **arguments),
-        description,
-    )
-
-
-def _head(tensors, keys):
-    modules = {
-        int(found[1]) for x in tensors if (found := re.match(r"fc\.(\d+)\.", x))
-    }
-    head = _HEADS.get(tuple(sorted(modules)))
-    # In order; fc.1 is the BatchNorm, where there is one.
-    kernels = [
-        tensors.get(f"fc.{module}.weight") for module in sorted(modules - {1})
-    ]
-    if head is None or not all(
-        kernel is not None and len(kernel.shape) == 2 for kernel in kernels
-    ):
-        named = [
-            f"{keys[x]!r} {tuple(tensors[x].shape)}"
-            for x in tensors
-            if x.startswith("fc.")
-        ]
-        raise ValueError(
-            "Expected a projection head Linear, Linear-ReLU-Linear or "
-            f"Linear-BatchNorm-ReLU-Linear. Received: {', '.join(named)}."
-        )
-    if kernels:
-        head = {**head, "embedding_dim": int(kernels[-1].shape[0])}
-    if len(kernels) > 1:
-        head["hidden_dim"] = int(kernels[0].shape[0])
-    return head
+    description = name if stem == "imagenet" else f"{name}, stem {stem}"
+    return lambda: resnet(name, **settings, **arguments), description, stem
 
 
 def _count(tensors, pattern):
@@ -301,4 +483,8 @@ def _count(tensors, pattern):
 
 
 def _some(names, most=4):
-    return ", ".join(map(repr, list(names)[:most])) or "none"
+    return ", ".join(repr(_cut(x)) for x in list(names)[:most]) or "none"
+
+
+def _cut(key):
+    return key if len(key) <= 120 else f"{key[:117]}..."

@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from seed_tf.acceleration import precision
-from seed_tf.checkpoints import keras_files, tensorflow_files, torch_files
+from seed_tf.checkpoints import (
+    formats,
+    keras_files,
+    safetensors_files,
+    tensorflow_files,
+    torch_files,
+)
 from seed_tf.checkpoints.layouts import LAYOUTS, Contents, recognise
 from seed_tf.checkpoints.weights import assign, misfits, parameters
 from seed_tf.encoders import Encoder
 
 _EXPECTED = (
-    "Expected a .keras file, a run folder with a student.keras, a PyTorch file "
-    "or the prefix of a TensorFlow checkpoint."
+    "Expected a .keras file, a run folder with a student.keras, a PyTorch or "
+    "safetensors file or the prefix of a TensorFlow checkpoint."
 )
+# Names of networks with the keys of a ResNet that pool before each stride.
+_LOOK_ALIKE = re.compile(r"blur|anti.?alias|resnet\w*aa\d")
 
 
 def load_encoder(
-    path: str | os.PathLike[str], *, source: str = "auto"
+    path: str | os.PathLike[str],
+    *,
+    source: str = "auto",
+    branch: str | None = None,
+    stem: str = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    log: Callable[[str], object] = print,
 ) -> keras.Model:
     """Loads a trained encoder, e.g. as a teacher.
 
     Published checkpoints are recognised by their keys and shapes: method,
-    depth, width and projection head. Parts that do not belong to the encoder
-    (prototypes, queue, momentum encoder, classifier) are left out. Any other
-    key that is unknown, missing or of another shape is an error.
+    depth, width and projection head, below any prefix. Parts that do not
+    belong to the encoder (prototypes, queue, classifier) are left out. Of a
+    network and its moving average the average is taken, which `log` gets to
+    know. Any other key that is unknown, missing or of another shape is an
+    error.
 
     Args:
         path: one of
             - a `.keras` file, or the folder of a run of
               `seed_tf.pretrain` or `seed_tf.distill`;
-            - a PyTorch file (this needs the extra `torch`), see
-              docs/checkpoints.md for those that are known;
+            - a PyTorch file (this needs the extra `torch`) or a safetensors
+              file, see docs/checkpoints.md for those that are known;
             - the prefix, or the folder, of a TensorFlow checkpoint of SimCLR.
         source: "auto", "keras", or one of the sources in docs/checkpoints.md,
             which the file must then be from: "moco_v1", "moco_v2", "swav",
@@ -42,6 +61,16 @@ def load_encoder(
             state dict, with or without classifier), "seed" (the student in a
             file of the authors), "seed_teacher" (the teacher in such a file;
             "auto" takes the student).
+        branch: part of the prefix of the wanted network, such as "teacher",
+            for a file that has several.
+        stem: "auto", or a key of `seed_tf.encoders.resnet.STEMS`, which a
+            ResNet with a 3x3 convolution at its start needs: a state dict
+            does not record stride and padding.
+        mean: three floats, as of `Encoder`, which a state dict does not record
+            either. Defaults to ImageNet's.
+        std: three positive floats, as `mean`. Images in [0, 1] are mean 0 and
+            std 1.
+        log: function of one str, for choices that a user should know of.
 
     Returns:
         The `Encoder`, or any other keras.Model of a `.keras` file.
@@ -51,8 +80,14 @@ def load_encoder(
             are not those of a known network. Nothing is loaded then.
     """
     path = os.fspath(path)
-    model, contents = open_file(path, source=source)
-    return model if contents is None else build(contents, path)
+    model, contents = open_file(
+        path, source=source, branch=branch, stem=stem, mean=mean, std=std
+    )
+    if contents is None:
+        return model
+    for note in contents.notes:
+        log(f"{path}: {note}.")
+    return build(contents, path)
 
 
 def load_student(
@@ -79,13 +114,14 @@ def load_student(
 
 
 def open_file(
-    path: str, *, source: str = "auto", head: bool = True
+    path: str, *, source: str = "auto", head: bool = True, **choices: Any
 ) -> tuple[Any, Contents | None]:
     """Opens a file of any known kind.
 
     Args:
         path, source: as of `load_encoder`.
         head: whether to keep the projection head of a published checkpoint.
+        **choices: `branch`, `stem`, `mean` and `std` of `load_encoder`.
 
     Returns:
         The model in a file of Keras, or the contents of any other file. The
@@ -98,8 +134,14 @@ def open_file(
     if source in ("auto", "keras"):
         file = keras_files.find(os.path.expanduser(path))
         if file is not None:
+            given = [k for k, v in choices.items() if v not in (None, "auto")]
+            if given:
+                raise ValueError(
+                    f"A .keras file has its own {', '.join(given)}. "
+                    f"Received: {file!r}. Leave them out."
+                )
             return keras_files.read(file), None
-    return None, read(path, source=source, head=head)
+    return None, read(path, source=source, head=head, **choices)
 
 
 def check_source(source: str) -> None:
@@ -111,13 +153,23 @@ def check_source(source: str) -> None:
         )
 
 
-def read(path: str, *, source: str = "auto", head: bool = True) -> Contents:
-    """Reads a PyTorch file or a TensorFlow checkpoint.
+def read(
+    path: str,
+    *,
+    source: str = "auto",
+    head: bool = True,
+    branch: str | None = None,
+    stem: str = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Contents:
+    """Reads a PyTorch file, a safetensors file or a TensorFlow checkpoint.
 
     Args:
-        path: str, a PyTorch file or a TensorFlow checkpoint.
+        path: str, the file, or the prefix of a TensorFlow checkpoint.
         source: "auto" or a key of `LAYOUTS`.
         head: bool, whether to keep the projection head.
+        branch, stem, mean, std: as of `load_encoder`.
 
     Returns:
         `layouts.Contents`.
@@ -127,6 +179,7 @@ def read(path: str, *, source: str = "auto", head: bool = True) -> Contents:
     """
     check_source(source)
     path = os.path.expanduser(path)
+    formats.refuse_others(path)
     prefix = tensorflow_files.find(path)
     if prefix is None and not os.path.isfile(path):
         raise ValueError(
@@ -146,12 +199,31 @@ def read(path: str, *, source: str = "auto", head: bool = True) -> Contents:
     if prefix is not None:
         source = "simclr_tf"
         tensors, others = tensorflow_files.read(prefix)
+    elif safetensors_files.is_one(path):
+        tensors, others = safetensors_files.read(path)
     else:
         tensors, others = torch_files.read(path)
+    name = f"{os.path.basename(path)} {others.get('arch', '')}"
+    if stem == "auto" and _LOOK_ALIKE.search(name.lower()):
+        raise ValueError(
+            f"{path!r} seems to be an anti-aliased ResNet, which has the keys "
+            f"of a plain one and gives other features. Received: {name!r}. If "
+            'it is a plain ResNet, pass `stem="imagenet"`.'
+        )
     try:
-        return recognise(tensors, source=source, head=head, others=others)
+        contents = recognise(
+            tensors,
+            source=source,
+            head=head,
+            branch=branch,
+            stem=stem,
+            others=others,
+        )
     except ValueError as error:
         raise ValueError(f"{path!r}: {error}") from error
+    given = {"mean": mean, "std": std}
+    contents.encoder.update({k: v for k, v in given.items() if v is not None})
+    return contents
 
 
 def build(contents: Contents, path: str) -> Encoder:

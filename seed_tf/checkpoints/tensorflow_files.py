@@ -40,7 +40,7 @@ def find(path: str) -> str | None:
     return prefix if os.path.isfile(f"{prefix}.index") else None
 
 
-def read(prefix: str) -> tuple[dict[str, np.ndarray], list[str]]:
+def read(prefix: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads a ResNet of google-research/simclr under torchvision's names.
 
     Args:
@@ -48,8 +48,8 @@ def read(prefix: str) -> tuple[dict[str, np.ndarray], list[str]]:
 
     Returns:
         Pair of the arrays by torchvision's names and in PyTorch's order of
-        axes, and the sorted names of the variables that are left out:
-        heads, step and optimiser.
+        axes, and the names of the variables that are left out, which are
+        heads, step and optimiser, each with an empty text.
 
     Raises:
         ValueError: if the files are damaged, or hold another network.
@@ -70,7 +70,7 @@ def read(prefix: str) -> tuple[dict[str, np.ndarray], list[str]]:
         if parameter == "kernel":
             array = array.transpose(3, 2, 0, 1)
         arrays[f"{module}.{_PARAMETERS[parameter]}"] = array
-    return arrays, sorted(shapes.keys() - variables.keys())
+    return arrays, dict.fromkeys(sorted(shapes.keys() - variables.keys()), "")
 
 
 @contextlib.contextmanager

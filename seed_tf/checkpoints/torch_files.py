@@ -2,37 +2,74 @@
 
 A `.pth` file is a pickle, and a pickle is a program. `torch.load` with
 `weights_only=True` only makes tensors and containers. Before the load,
-archives are checked for entries that unpack to more bytes than the file has;
-after the load, tensors are checked for more values than they store.
+archives are checked for entries that unpack to more bytes than the file has,
+and pickles for what they cost; after the load, tensors are checked for more
+values than they store.
 """
 
 from __future__ import annotations
 
-import argparse
+import collections
 import collections.abc
+import io
+import mmap
 import os
 import pickle
 import re
 import zipfile
+from typing import Any
 
 import numpy as np
 
+from seed_tf.checkpoints import pickles
 from seed_tf.io.extras import extra
 
-# Where training code puts the state dict beside optimiser, epoch and so on.
-_STATE_DICTS = ("state_dict", "model")
+# What training code saves beside its tensors. None of it is made: each object
+# is left out, and stands in the file for itself.
+_HARMLESS = re.compile(
+    r"(argparse|types)\.\w*Namespace|pathlib\.[\w.]*Path|(typing|enum)\.\w+|"
+    r"numpy\.(dtype|ndarray|bool_?|u?int\d+|float\d+|dtypes\.\w+)|"
+    r"numpy\.(_core|core)\.(multiarray|numeric)\.\w+|"
+    r"(datetime|decimal|fractions|uuid|omegaconf|yacs)\.[\w.]+|"
+    r"builtins\.(dict|list|tuple|int|float|str|bool|object|slice|range)"
+)
+_DICTS = re.compile(
+    r"collections\.defaultdict|[\w.]+\.(AttributeDict|AttrDict|ConfigDict|"
+    r"CfgNode|EasyDict|Munch)"
+)
 
 
-def read(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Reads the state dict of a PyTorch file.
+class _LeftOut:
+    """Stands for a harmless object that is no tensor."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class _LeftOutDict:
+    """Stands for dict-like classes. PyTorch fills an OrderedDict only."""
+
+    def __new__(cls, *args, **kwargs):
+        return collections.OrderedDict()
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads the state dicts of a PyTorch file.
 
     Args:
         path: str, a file that `torch.save` wrote, in either of its formats.
 
     Returns:
-        The state dict, NumPy arrays by key, and the sorted names of the
-        file's other entries. Arrays of newer files are mapped from the disk,
-        not held in memory.
+        All tensors as NumPy arrays by key, and the file's other entries, as
+        text where they are text. The key of a tensor in nested dicts is their
+        keys, joined by dots, without those that all tensors share. Arrays of
+        newer files are mapped from the disk, not held in memory.
 
     Raises:
         ValueError: if PyTorch is missing, or the file is damaged, would run
@@ -43,11 +80,21 @@ def read(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
     if archive:
         _check_archive(path)
     try:
-        # Training options, which some files carry, are harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        known = [
+            (stand_in, name)
+            for name in _names(path, archive)
+            for pattern, stand_in in (
+                (_HARMLESS, _LeftOut),
+                (_DICTS, _LeftOutDict),
+            )
+            if pattern.fullmatch(name)
+        ]
+        with torch.serialization.safe_globals(known):
             contents = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=archive
             )
+    except pickles.BombError as error:
+        raise ValueError(f"{path!r} is refused: {error}") from error
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:
@@ -55,14 +102,20 @@ def read(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
         raise ValueError(
             f"{path!r} is no whole PyTorch file: {_first_line(error)}"
         ) from error
-    tensors, others = _state_dict(contents, torch.Tensor)
+    tensors: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    _collect(contents, (), tensors, others, torch.Tensor, set())
     if not tensors:
         raise ValueError(
-            f"{path!r} has no state dict, that is tensors by name, at its top "
-            f"or under {' or '.join(map(repr, _STATE_DICTS))}. Received: "
-            f"{type(contents).__name__} with {_some(others)}."
+            f"{path!r} has no state dict, that is tensors by name. Received: "
+            f"{type(contents).__name__} with {_some(sorted(others))}."
         )
-    return {k: _array(path, k, t, torch) for k, t in tensors.items()}, others
+    shared = len(os.path.commonprefix([x[:-1] for x in tensors]))
+    arrays = {}
+    for names, tensor in tensors.items():
+        key = ".".join(names[shared:])
+        arrays[key] = _array(path, key, tensor, torch)
+    return arrays, dict(sorted(others.items()))
 
 
 def write(path: str, arrays: dict[str, np.ndarray]) -> None:
@@ -121,10 +174,36 @@ def _import_torch(path):
     return torch
 
 
+def _names(path, archive):
+    """Returns the names that the pickles of a file use, having checked them.
+
+    Raises:
+        ValueError: as `pickles.names_in`.
+    """
+    found: set[str] = set()
+    if archive:
+        with zipfile.ZipFile(path) as entries:
+            for name in entries.namelist():
+                if name.endswith(".pkl"):
+                    found |= pickles.names_in(io.BytesIO(entries.read(name)))
+        return found
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        # Two numbers, facts about the machine, contents, names of storages.
+        for _ in range(5):
+            found |= pickles.names_in(data)
+    return found
+
+
 def _refusal(path, message):
     found = re.search(r"(?:GLOBAL|global) ([\w.]+)", message)
     if found is None:
-        return f"{path!r} is no whole PyTorch file: {_first_line(message)}"
+        # PyTorch advises to run the program.
+        _, _, reason = message.partition("WeightsUnpickler error: ")
+        reason = _first_line(reason or "its pickle is damaged")
+        return f"{path!r} is no whole PyTorch file: {reason}"
     return (
         f"{path!r} is refused: it is not weights alone, but a program that "
         f"uses `{found[1]}`, and none of it was run. If you trust who made it, "
@@ -136,22 +215,28 @@ def _first_line(error):
     return f"{str(error).strip() or type(error).__name__}".splitlines()[0]
 
 
-def _state_dict(contents, tensor):
-    others = []
-    if isinstance(contents, collections.abc.Mapping):
-        for name in _STATE_DICTS:
-            if isinstance(contents.get(name), collections.abc.Mapping):
-                others += [key for key in contents if key != name]
-                contents = contents[name]
-                break
-        entries = contents.items()
-    else:
-        entries = ()
-    tensors = {
-        k: v for k, v in entries if isinstance(k, str) and isinstance(v, tensor)
-    }
-    others += [key for key, _ in entries if key not in tensors]
-    return tensors, sorted(map(str, others))
+def _collect(value, names, tensors, others, kind, seen):
+    """Finds the tensors in nested dicts. Returns whether there are any."""
+    if isinstance(value, kind):
+        tensors[names] = value
+        return True
+    if not isinstance(value, collections.abc.Mapping) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    rest, any_found = [], False
+    for key, each in value.items():
+        inner = (*names, key)
+        if isinstance(key, str) and _collect(
+            each, inner, tensors, others, kind, seen
+        ):
+            any_found = True
+        elif isinstance(key, (str, int)):
+            rest.append((inner, each))
+    if any_found or not names:
+        for inner, each in rest:
+            text = each[:100] if isinstance(each, str) else ""
+            others[".".join(map(str, inner))] = text
+    return any_found
 
 
 def _array(path, key, tensor, torch):
@@ -167,7 +252,9 @@ def _array(path, key, tensor, torch):
             f"{path!r} is refused: {key!r} claims shape {tuple(tensor.shape)}, "
             f"and stores {stored:,} bytes."
         )
-    if tensor.dtype == torch.bfloat16:
+    if tensor.is_floating_point() and tensor.dtype not in (
+        *(torch.float16, torch.float32, torch.float64),
+    ):
         tensor = tensor.float()
     return tensor.numpy()
 

@@ -23,6 +23,12 @@ SOURCES = (
 )
 
 
+STEMS = (
+    *("imagenet", "cifar", "cifar_padding_2", "cifar_pool"),
+    *("stride_2", "stride_2_pool"),
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     encoder: str | None = setting(
@@ -42,6 +48,24 @@ class Settings:
         "the teacher from a file of SEED's authors.",
         choices=SOURCES,
     )
+    branch: str | None = setting(
+        None,
+        "Which network of a file with several, such as teacher: part of the "
+        "prefix of its keys.",
+    )
+    stem: str = setting(
+        "auto",
+        "How a ResNet begins, which a file does not record where its first "
+        "convolution is 3x3. See docs/checkpoints.md.",
+        choices=("auto", *STEMS),
+    )
+    mean: tuple[float, ...] | None = setting(
+        None,
+        "Mean of red, green and blue in [0, 1] that the network was trained "
+        "with, which a file does not record. The default is ImageNet's; 0,0,0 "
+        "with --std=1,1,1 is for images in [0, 1].",
+    )
+    std: tuple[float, ...] | None = setting(None, "As --mean.")
     head: bool = setting(
         True,
         "Keep the projection head, which a teacher needs. Without it, the "
@@ -59,12 +83,14 @@ def run(call: Call[Settings]) -> None:
     from seed_tf.conversion import converting, explaining
 
     settings = call.settings
+    names = ("source", "branch", "stem", "mean", "std")
+    choices = {name: getattr(settings, name) for name in names}
     if settings.explain:
         for part in explaining.explain(
             settings.explain,
-            source=settings.source,
             images=settings.data_dir,
             image_size=settings.image_size,
+            **choices,
         ):
             print(part + "\n", flush=True)
     elif settings.encoder and settings.output:
@@ -73,8 +99,8 @@ def run(call: Call[Settings]) -> None:
                 settings.encoder,
                 settings.output,
                 to=settings.to,
-                source=settings.source,
                 head=settings.head,
+                **choices,
             )
         )
         size = os.path.getsize(settings.output)

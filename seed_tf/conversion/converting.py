@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import keras
 
@@ -20,6 +21,7 @@ def convert(
     to: str = "keras",
     source: str = "auto",
     head: bool = True,
+    **choices: Any,
 ) -> str:
     """Loads an encoder, and writes it to another file.
 
@@ -29,6 +31,7 @@ def convert(
         to: "keras", a `.keras` file, or "torch", see `save_torch`.
         source: as of `load_encoder`.
         head: bool, keep the projection head.
+        **choices: `branch`, `stem`, `mean` and `std` of `load_encoder`.
 
     Returns:
         `explaining.summary` of the written encoder.
@@ -46,7 +49,9 @@ def convert(
         )
     contents = None
     if teachers.is_path(path):
-        encoder, contents = loading.open_file(path, source=source, head=head)
+        encoder, contents = loading.open_file(
+            path, source=source, head=head, **choices
+        )
     else:
         encoder = teachers.load_encoder(path)
     if contents is not None:

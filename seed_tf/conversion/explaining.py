@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,6 +21,12 @@ from seed_tf.evaluation import embed, nearest_neighbours
 from seed_tf.io.text import visible
 
 MOST_IMAGES = 256
+
+_ASSUMED = """\
+A state dict does not record the following, which cannot be checked:
+the normalisation of images (`mean`, `std`); stride, padding and pooling
+of the stem (`stem`); where blocks stride; dilation; anti-aliasing;
+epsilon."""
 
 
 def summary(encoder: keras.Model, contents: Contents | None = None) -> str:
@@ -49,9 +56,12 @@ def summary(encoder: keras.Model, contents: Contents | None = None) -> str:
         {
             "source": f"{contents.source} ({title})",
             "network": contents.description,
+            "branch": contents.branch or "(no prefix)",
             **rows,
             "used": _keys(contents.keys.values()),
             "left out": _left_out(contents.left_out),
+            "chosen": "\n".join(contents.notes) or "nothing",
+            "assumed": _ASSUMED,
         }
     )
 
@@ -62,6 +72,7 @@ def explain(
     source: str = "auto",
     images: str | None = None,
     image_size: int = 224,
+    **choices: Any,
 ) -> Iterator[str]:
     """Describes a checkpoint, also one that cannot be loaded.
 
@@ -69,6 +80,7 @@ def explain(
         path, source: as of `load_encoder`.
         images: folder of images to embed, or None.
         image_size: side of the images' centre crops, in pixels.
+        **choices: `branch`, `stem`, `mean` and `std` of `load_encoder`.
 
     Yields:
         Parts of the report, each as soon as it is known.
@@ -81,7 +93,7 @@ def explain(
     if images is not None:
         files, line = _files(images)
         yield line
-    encoder, contents = loading.open_file(path, source=source)
+    encoder, contents = loading.open_file(path, source=source, **choices)
     if contents is not None:
         encoder = Encoder(contents.backbone(), **contents.encoder)
         wanted = parameters(encoder)
@@ -143,7 +155,8 @@ def _blocks(encoder: Encoder, contents: Contents, pixels: np.ndarray) -> str:
     worst = max(rows, key=lambda row: row[1])
     lines.append(
         f"Largest of a single block: {worst[1]:.1e} in {worst[0]}; rounding "
-        "explains up to about 1e-4."
+        "explains up to about 1e-4. Both sides share the assumptions above, so "
+        "that this says nothing about them."
     )
     return "\n".join(lines)
 

@@ -44,22 +44,25 @@ def backbone(name: str, stem: str = "imagenet", width: int = 64) -> nn.Module:
         return EfficientNet(*_EFFICIENTNETS[name], stride)
 
 
-def backbone_of(tensors: dict, *, same_pool: bool = False) -> nn.Module:
+def backbone_of(
+    tensors: dict, *, stem: str = "imagenet", same_pool: bool = False
+) -> nn.Module:
     """Returns the network that a state dict belongs to, with these weights.
 
     Args:
         tensors: NumPy arrays by canonical key, see
             `seed_tf.checkpoints.layouts`.
+        stem: of a ResNet, see `resnet`.
         same_pool: whether a ResNet's max-pooling is padded as TensorFlow's.
     """
     with torch.device("meta"):
         if "conv1.weight" in tensors:
-            width, _, size, _ = tensors["conv1.weight"].shape
+            width = len(tensors["conv1.weight"])
             net = resnet(
                 [_count(tensors, f"layer{stage}.") for stage in (1, 2, 3, 4)],
                 bottleneck="layer1.0.conv3.weight" in tensors,
                 width=width,
-                stem="imagenet" if size == 7 else "cifar",
+                stem=stem,
             )
             if same_pool:
                 net.maxpool = SameMaxPool()
@@ -178,23 +181,22 @@ def resnet(
         depths: numbers of blocks of the stages.
         bottleneck: whether blocks have three convolutions or two.
         width: channels of the stem and of the first stage.
-        stem: "imagenet", a 7x7 convolution and max-pooling, or "cifar", a 3x3
-            convolution of stride 1.
+        stem: "imagenet", a 7x7 convolution and max-pooling; "cifar", a 3x3
+            convolution of stride 1, "stride_2", of stride 2; each with
+            "_pool", max-pooling follows; with "_padding_2", padding is 2.
     """
     block = Bottleneck if bottleneck else BasicBlock
-    if stem == "imagenet":
-        modules: dict[str, nn.Module] = {
-            "conv1": _conv(3, width, 7, 2),
-            "bn1": nn.BatchNorm2d(width),
-            "relu": nn.ReLU(),
-            "maxpool": nn.MaxPool2d(3, 2, 1),
-        }
-    else:
-        modules = {
-            "conv1": _conv(3, width, 3),
-            "bn1": nn.BatchNorm2d(width),
-            "relu": nn.ReLU(),
-        }
+    size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+    stride = 2 if stem.startswith("stride_2") else stride
+    modules: dict[str, nn.Module] = {
+        "conv1": _conv(3, width, size, stride),
+        "bn1": nn.BatchNorm2d(width),
+        "relu": nn.ReLU(),
+    }
+    if stem.endswith("_padding_2"):
+        modules["conv1"].padding = (2, 2)
+    if stem == "imagenet" or stem.endswith("_pool"):
+        modules["maxpool"] = nn.MaxPool2d(3, 2, 1)
     inputs = width
     for i, depth in enumerate(depths):
         blocks = []

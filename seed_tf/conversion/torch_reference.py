@@ -43,7 +43,7 @@ def compare_blocks(
     from seed_tf.conversion import torch_networks
 
     backbone = encoder.backbone
-    steps = blocks(contents.tensors, backbone)
+    steps = blocks(contents.tensors, backbone, contents.stem)
     ends = [backbone.get_layer(end).output for end, _ in steps]
     x = encoder.rescaling(images)
     outputs = keras.Model(backbone.input, ends)(x, training=False)
@@ -74,13 +74,16 @@ def compare_blocks(
 
 
 def blocks(
-    tensors: dict[str, np.ndarray], backbone: keras.Model
+    tensors: dict[str, np.ndarray],
+    backbone: keras.Model,
+    stem: str = "imagenet",
 ) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
     """Returns the blocks of a published network in PyTorch, in order.
 
     Args:
         tensors: NumPy arrays by canonical key.
         backbone: the Keras model that was built from them.
+        stem: of a ResNet, see `seed_tf.encoders.resnet.STEMS`.
 
     Returns:
         Pairs of the name of the Keras layer in which a block ends, and the
@@ -91,16 +94,12 @@ def blocks(
     layers = [layer.name for layer in backbone.layers]
     pooled = "maxpool" in layers
     same = pooled and backbone.get_layer("maxpool").padding == "same"
-    net = torch_networks.backbone_of(tensors, same_pool=same)
+    net = torch_networks.backbone_of(tensors, stem=stem, same_pool=same)
     if "conv1.weight" in tensors:
-        stem = [
-            net.conv1,
-            net.bn1,
-            net.relu,
-            *([net.maxpool] if pooled else []),
-        ]
+        start = [net.conv1, net.bn1, net.relu]
+        start += [net.maxpool] if pooled else []
         return [
-            ("maxpool" if pooled else "relu", _sequence(*stem)),
+            ("maxpool" if pooled else "relu", _sequence(*start)),
             *[
                 (f"layer{stage}_{i}_relu", block)
                 for stage in (1, 2, 3, 4)
@@ -116,9 +115,9 @@ def blocks(
             ],
             ("bn1_swish", net.last),
         ]
-    stem, *others = net.features
+    first, *others = net.features
     return [
-        ("features_0_2", stem),
+        ("features_0_2", first),
         *[
             (_end(backbone, f"features_{i}_"), block)
             for i, block in enumerate(others, 1)

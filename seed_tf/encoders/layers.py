@@ -26,11 +26,12 @@ def conv_bn(
     conv: str,
     bn: str,
     *,
+    padding: int | None = None,
     depthwise: bool = False,
 ) -> keras.KerasTensor:
     """Adds a convolution and a BatchNorm, as in torchvision's ResNet.
 
-    Padding is `size // 2` on every side. (Keras's "same" pads less at the top
+    Padding is on every side. (Keras's "same" pads less at the top
     and left, where a strided convolution meets a map of even size.) There is
     no bias, and the initial weights come from N(0, 2 / (size^2 filters)).
 
@@ -41,16 +42,19 @@ def conv_bn(
         stride: int.
         conv: str, name of the convolution.
         bn: str, name of the BatchNorm.
+        padding: int, pixels on every side; by default `size // 2`.
         depthwise: bool, one filter per channel.
 
     Returns:
         KerasTensor `[B, h', w', filters]`.
     """
-    if stride > 1 and size > 1:
-        x = keras.layers.ZeroPadding2D(size // 2, name=f"{conv}_pad")(x)
+    padding = size // 2 if padding is None else padding
+    same = stride == 1 and padding == size // 2
+    if not same and padding:
+        x = keras.layers.ZeroPadding2D(padding, name=f"{conv}_pad")(x)
     settings = {
         "strides": stride,
-        "padding": "same" if stride == 1 else "valid",
+        "padding": "same" if same else "valid",
         "use_bias": False,
         "name": conv,
     }

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 
 from seed_tf.encoders.layers import conv_bn
+
+
+class Stem(NamedTuple):
+    """The first convolution, and whether 3x3 max-pooling of stride 2 follows.
+
+    `size` and `padding` are in pixels, `padding` on every side.
+    """
+
+    size: int
+    stride: int
+    padding: int
+    pool: bool
+
+
+# State dicts of different stems can look alike. "cifar" is SimCLR's,
+# "cifar_padding_2" solo-learn's.
+STEMS = {
+    "imagenet": Stem(7, 2, 3, pool=True),
+    "cifar": Stem(3, 1, 1, pool=False),
+    "cifar_padding_2": Stem(3, 1, 2, pool=False),
+    "cifar_pool": Stem(3, 1, 1, pool=True),
+    "stride_2": Stem(3, 2, 1, pool=False),
+    "stride_2_pool": Stem(3, 2, 1, pool=True),
+}
 
 
 def resnet(
@@ -31,8 +56,9 @@ def resnet(
         bottleneck: bool, whether blocks are 1x1-3x3-1x1 instead of 3x3-3x3.
         width: int, channels of the stem and of the 3x3 convolutions of the
             first stage. It doubles from stage to stage.
-        stem: "imagenet" (7x7 convolution at stride 2, 3x3 max-pooling at
-            stride 2) or "cifar" (3x3 convolution at stride 1).
+        stem: a key of `STEMS`: "imagenet" (7x7 convolution at stride 2, 3x3
+            max-pooling at stride 2), "cifar" (3x3 convolution at stride 1),
+            or another one that published checkpoints have.
         pool_padding: "symmetric" as in torchvision, or "same" as in
             TensorFlow, which does not pad maps of even size at the top and
             left. SimCLR's TensorFlow checkpoints need "same".
@@ -46,12 +72,12 @@ def resnet(
     appendix B.9, for the small stem.
     """
     inputs = keras.Input((None, None, 3))
-    size, stride = (7, 2) if stem == "imagenet" else (3, 1)
-    x = conv_bn(inputs, width, size, stride, "conv1", "bn1")
+    size, stride, padding, pool = STEMS[stem]
+    x = conv_bn(inputs, width, size, stride, "conv1", "bn1", padding=padding)
     x = keras.layers.ReLU(name="relu")(x)
-    if stem == "imagenet" and pool_padding == "same":
+    if pool and pool_padding == "same":
         x = keras.layers.MaxPooling2D(3, 2, "same", name="maxpool")(x)
-    elif stem == "imagenet":
+    elif pool:
         # Padding with zeros equals PyTorch's -inf: after the ReLU no value is
         # negative.
         x = keras.layers.ZeroPadding2D(1, name="maxpool_pad")(x)

@@ -21,14 +21,10 @@ from helpers.published import (
 from helpers.runs import command
 
 import seed_tf
-from seed_tf.checkpoints import (
-    layouts,
-    loading,
-)
-from seed_tf.conversion import (
-    converting,
-    explaining,
-)
+from seed_tf.checkpoints import layouts, loading
+from seed_tf.cli import convert
+from seed_tf.conversion import converting, explaining
+from seed_tf.encoders import resnet
 
 try:
     import torch
@@ -86,6 +82,35 @@ class ConvertTest(PublishedTestCase):
         net.head = torch.nn.Sequential()
         student = seed_tf.checkpoints.load_encoder(path)
         self.assert_same(student, net, (64,))
+
+    def test_choices_by_flag(self):
+        nets = [
+            self.network("resnet18", None, width=8, stem="cifar", seed=i)
+            for i in (0, 1)
+        ]
+        self.save({**nets[0].state("one."), **nets[1].state("two.")})
+        folder = self.create_tempdir().full_path
+        words = ["convert", f"--encoder={self.path}", f"--output={folder}/a"]
+        words[-1] += ".keras"
+        printed = command(*words, code=1)
+        self.assertRegex(printed, "--branch.* 'one', 'two'")
+        printed = command(*words, "--branch=two", code=1)
+        self.assertRegex(printed, "--stem.* cifar, cifar_padding_2")
+        words += ["--branch=two", "--stem=cifar"]
+        printed = command(*words, "--mean=0.5,0.5,0.5", "--std=1,1,1")
+        self.assertRegex(printed, "branch +two\n")
+        self.assertIn("(images / 255 - (0.5, 0.5, 0.5)) / (1, 1, 1)", printed)
+        self.assertRegex(printed, "assumed .*cannot be checked")
+        encoder = seed_tf.checkpoints.load_encoder(f"{folder}/a.keras")
+        images = random_images(2, 32)
+        pixels = (images / 255 - 0.5).astype("f4").transpose(0, 3, 1, 2)
+        with torch.inference_mode():
+            expected = nets[1].backbone(torch.from_numpy(pixels))
+        self.assert_near(encoder(images), expected)
+        explained = explanation(
+            self.path, branch="two", stem="cifar", image_size=32
+        )
+        self.assertRegex(explained, r"relu +\d\.\de-0[678]")
 
     @pytest.mark.slow
     def test_bad_input(self):
@@ -186,7 +211,7 @@ class ExplainTest(PublishedTestCase):
         )
         for pattern in (
             r"source +moco_v2 \(MoCo v2\)",
-            r"momentum encoder: \d+: module\.encoder_k\.conv1",
+            r"network 'encoder_k': 124: module\.encoder_k\.conv1",
             r"queue: 2: module\.queue, module\.queue_ptr",
             r"no weights of the network: 3: arch, epoch \.\.\.",
             r"missing +none",
@@ -194,6 +219,7 @@ class ExplainTest(PublishedTestCase):
             r"\n  0.png: same.png 1.000, ",
             r"layer2_1_relu +\d\.\de-0\d +\d\.\de-0\d",
             r"Largest of a single block: \d\.\de-0[678]",
+            "says nothing about them",
         ):
             self.assertRegex(printed, pattern)
 
@@ -261,8 +287,10 @@ class DocsTest(absltest.TestCase):
     def test_every_source_is_documented(self):
         docs = pathlib.Path(__file__).resolve().parents[2] / "docs"
         page = (docs / "checkpoints.md").read_text()
-        for source in layouts.LAYOUTS:
-            self.assertIn(f"`{source}`", page)
+        for name in (*layouts.LAYOUTS, *resnet.STEMS):
+            self.assertIn(f"`{name}`", page)
+        self.assertEqual(convert.SOURCES, ("auto", "keras", *layouts.LAYOUTS))
+        self.assertEqual(convert.STEMS, tuple(resnet.STEMS))
 
 
 if __name__ == "__main__":
