@@ -9,7 +9,7 @@ sizes of its values in place of the values.
 from __future__ import annotations
 
 import pickletools
-from typing import Any, BinaryIO
+from typing import Any
 
 # A state dict of a thousand tensors takes 2**15 instructions, and its values
 # are ten deep.
@@ -26,11 +26,12 @@ class BombError(ValueError):
     """A small pickle that would take memory or time without measure."""
 
 
-def names_in(file: BinaryIO | Any) -> set[str]:
+def names_in(file: Any) -> set[str]:
     """Follows the next pickle of a file.
 
     Args:
-        file: binary file at the start of a pickle. It is left at the end.
+        file: binary file or mmap at the start of a pickle. It is left at the
+            end.
 
     Returns:
         The full names of the classes and functions that the pickle uses.

@@ -68,7 +68,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     Returns:
         All tensors as NumPy arrays by key, and the file's other entries, as
         text where they are text. The key of a tensor in nested dicts is their
-        keys, joined by dots, without those that all tensors share. Arrays of
+        keys, joined by dots, without those that all kernels share. Arrays of
         newer files are mapped from the disk, not held in memory.
 
     Raises:
@@ -110,10 +110,13 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             f"{path!r} has no state dict, that is tensors by name. Received: "
             f"{type(contents).__name__} with {_some(sorted(others))}."
         )
-    shared = len(os.path.commonprefix([x[:-1] for x in tensors]))
+    # Where the networks are. A loss or a counter may be elsewhere.
+    kernels = [x[:-1] for x, y in tensors.items() if y.ndim == 4]
+    shared = os.path.commonprefix(kernels or [x[:-1] for x in tensors])
     arrays = {}
     for names, tensor in tensors.items():
-        key = ".".join(names[shared:])
+        inside = names[: len(shared)] == shared
+        key = ".".join(names[len(shared) :] if inside else names)
         arrays[key] = _array(path, key, tensor, torch)
     return arrays, dict(sorted(others.items()))
 

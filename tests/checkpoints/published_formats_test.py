@@ -231,6 +231,14 @@ FILES = {
         {"stem": "cifar"},
     ),
     "mmselfsup": (mmselfsup, trained, True),
+    "moco_v2_and_more": (
+        lambda: {
+            **torch_layouts.moco_file(trained()),
+            "loss": torch.zeros(()),
+        },
+        trained,
+        True,
+    ),
     "mmselfsup_byol": (
         lambda: {
             "state_dict": {
