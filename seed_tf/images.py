@@ -20,6 +20,7 @@ __all__ = [
     "checked",
     "image_size_of",
     "images_of",
+    "only_size",
     "shorter_side",
 ]
 
@@ -46,13 +47,17 @@ def image_size_of(model: Any, image_size: int | None = None) -> int:
     Args:
         model: an `Encoder`, or any keras.Model.
         image_size: int or None, the size that the caller asks for. Defaults
-            to `model.image_size`, the size that the encoder was trained at.
+            to `model.image_size`, the size that the encoder was trained at, or
+            to the only size that the model takes.
 
     Raises:
         ValueError: if the size is not positive, or neither is known.
     """
     if image_size is None:
         image_size = getattr(model, "image_size", None)
+    if image_size is None:
+        height, width = only_size(model) or (None, None)
+        image_size = height if height == width else None
     if image_size is None:
         raise ValueError(
             "`image_size` is needed: this model does not know the size of the "
@@ -64,6 +69,14 @@ def image_size_of(model: Any, image_size: int | None = None) -> int:
             f"`image_size` must be positive. Received: image_size={image_size}."
         )
     return image_size
+
+
+def only_size(model: Any) -> tuple[int, int] | None:
+    """Returns (H, W) of a model that takes images of one size, else None."""
+    shape = getattr(getattr(model, "backbone", model), "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
+        return None
+    return shape[1], shape[2]
 
 
 def check_channels(images: np.ndarray | tf.Tensor) -> None:

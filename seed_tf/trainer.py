@@ -18,7 +18,7 @@ from seed_tf.acceleration import hardware
 from seed_tf.acceleration.plan import Acceleration, Plan
 from seed_tf.embeddings import l2_normalise
 from seed_tf.encoders.encoder import Encoder
-from seed_tf.images import ImageModel, check_channels
+from seed_tf.images import ImageModel, check_channels, only_size
 
 NOT_FINITE = (
     "Checkpoints saved before are intact. Lower the learning rate, warm up "
@@ -316,6 +316,11 @@ class Trainer(keras_internals.BuiltBeforeFit, ImageModel):
         elif self.test_function is None or force:
             self.test_function = replicas.on_all(self, self.test_step)
 
+    def export(self, *args, **kwargs):
+        """Exports the trained encoder, see `keras.Model.export`."""
+        encoder = getattr(self, self.trained_parts[0])
+        return encoder.export(*args, **kwargs)
+
     def get_config(self):
         return {
             "name": self.name,
@@ -383,7 +388,7 @@ def check_encoder(
             embeddings = encoder(view, training=False)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             height, width = view.shape[1:3]
-            only = _only_size(encoder)
+            only = only_size(encoder)
             takes = f", and takes {only[0]} x {only[1]} only" if only else ""
             raise ValueError(
                 f"`{role}` fails on views of {height} x {width} pixels{takes}. "
@@ -434,7 +439,7 @@ def remember_image_size(
         views: the augmentation, see `seed_tf.SEED`.
         samples: its views of `noise_image`.
     """
-    known = _only_size(encoder) or hasattr(views, "crops")
+    known = only_size(encoder) or hasattr(views, "crops")
     resized = samples[0].shape[1:3] != noise_image().shape[1:3]
     if isinstance(encoder, Encoder) and (known or resized):
         encoder.image_size = int(samples[0].shape[1])
@@ -448,16 +453,8 @@ def noise_image(*models: keras.Model) -> np.ndarray:
             H and W are the size of the first model that takes one size only,
             else 64.
     """
-    sizes = (*map(_only_size, models), (64, 64))
+    sizes = (*map(only_size, models), (64, 64))
     height, width = next(filter(None, sizes))
     return np.random.default_rng(0).integers(
         0, 256, (1, height, width, 3), dtype=np.uint8
     )
-
-
-def _only_size(model):
-    """Returns (H, W) of a model that takes images of one size, else None."""
-    shape = getattr(getattr(model, "backbone", model), "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
-        return None
-    return shape[1:3]

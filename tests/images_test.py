@@ -53,6 +53,9 @@ class ImagesTest(parameterized.TestCase):
         self.assertEqual(image_size_of(encoder), 96)
         self.assertEqual(image_size_of(encoder, 32), 32)
         self.assertEqual(image_size_of(object(), 32), 32)
+        fixed = types.SimpleNamespace(input_shape=(None, 48, 48, 3))
+        for model in (fixed, types.SimpleNamespace(backbone=fixed)):
+            self.assertEqual(image_size_of(model), 48)
         with self.assertRaisesRegex(ValueError, "set `encoder.image_size`"):
             image_size_of(object())
         with self.assertRaisesRegex(ValueError, "Received: image_size=0"):

@@ -268,6 +268,21 @@ class KerasModelTest(parameterized.TestCase):
             model.predict(images, verbose=0), expected, rtol=1e-5
         )
 
+    @parameterized.parameters("tf_saved_model", "litert", "onnx")
+    def test_keras_exports_the_student(self, format):
+        model = self.model()
+        ending = {"litert": ".tflite", "onnx": ".onnx"}.get(format, "")
+        path = os.path.join(self.create_tempdir(), f"exported{ending}")
+        if format == "onnx":
+            pytest.importorskip("tf2onnx")
+        model.export(path, format=format, verbose=False)
+        images = random_images(1).astype("float32")
+        if format == "tf_saved_model":
+            exported = tf.saved_model.load(path)
+            found = exported.serve(images)
+            np.testing.assert_allclose(found, model.student(images), atol=1e-5)
+        self.assertTrue(os.path.exists(path))
+
     def test_any_keras_model_may_be_student_and_is_fed_floats(self):
         class Subclassed(keras.Model):
             def __init__(self):
