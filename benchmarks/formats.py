@@ -14,6 +14,7 @@ and latencies count then.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -121,7 +122,8 @@ def save_saved_model(encoder, path, *, images, limits):
 
 
 def save_litert(precision):
-    return lambda *args, **kwargs: litert(*args, precision=precision, **kwargs)
+    # Files of one image would be run 32 times for a batch of 32.
+    return functools.partial(litert, precision=precision, batch_size=None)
 
 
 @dataclasses.dataclass(frozen=True)

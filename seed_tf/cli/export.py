@@ -43,6 +43,14 @@ class Settings:
     precision: tuple[str, ...] = repeated(
         ("float32",), "Arithmetic of litert.", choices=PRECISIONS
     )
+    batch: int = setting(
+        1, "Images that a litert file takes at a time; 0 for any.", minimum=0
+    )
+    int8_inputs: bool = setting(
+        False,
+        "Inputs, outputs and all operations of a litert file with "
+        "--precision=int8 in int8, for microcontrollers and Edge TPUs.",
+    )
     output: str = setting(
         None, "Folder for all files.", required=True, path="written"
     )
@@ -50,7 +58,9 @@ class Settings:
         None, "Name of the model. The default is the run's."
     )
     image_size: int | None = setting(
-        None, "Pixels of a side. The default is the run's.", minimum=1
+        None,
+        "Pixels of a side. The default is the run's, or the encoder's.",
+        minimum=1,
     )
     data_dir: str | None = setting(
         None,
@@ -91,7 +101,7 @@ class Run:
 
     def __init__(self, settings: Settings):
         from seed_tf.export.index import read_index
-        from seed_tf.images import shorter_side
+        from seed_tf.images import image_size_of, shorter_side
         from seed_tf.io.files import read_json
         from seed_tf.teachers import absolute, load_encoder
 
@@ -102,11 +112,16 @@ class Run:
         self.config = read_json(os.path.join(folder, "config.json"), {})
         self.summary = read_json(os.path.join(folder, "summary.json"), {})
         self.size = settings.image_size or self.config.get("image_size")
+        self.encoder = None
         if not self.size:
-            raise ValueError(
-                "--image_size is needed: there is no config.json of a run "
-                f"beside {settings.encoder!r}."
-            )
+            self.encoder = load_encoder(settings.encoder)
+            try:
+                self.size = image_size_of(self.encoder)
+            except ValueError:
+                raise ValueError(
+                    f"--image_size is needed: {settings.encoder!r} does not "
+                    "know it, and there is no config.json of a run beside it."
+                ) from None
         self.resize = shorter_side(self.size)
         path = absolute(settings.encoder).rpartition(":")[2]
         self.name = settings.name or os.path.basename(path).split(".")[0]
@@ -114,6 +129,8 @@ class Run:
             raise ValueError(
                 f"--name must be a file name. Received: {self.name!r}."
             )
+        if settings.int8_inputs and "int8" not in settings.precision:
+            raise ValueError("--int8_inputs needs --precision=int8.")
         if settings.index and "saved_model" not in settings.format:
             raise ValueError("--index needs --format=saved_model.")
         if not settings.data_dir and {"litert", "onnx"} & set(settings.format):
@@ -134,7 +151,8 @@ class Run:
             self._load(settings.labels_dir, split, labels=True)
             for split in ("train", "test")
         ]
-        self.encoder = load_encoder(settings.encoder)
+        if self.encoder is None:
+            self.encoder = load_encoder(settings.encoder)
         if settings.index:
             read_index(
                 settings.index,
@@ -190,6 +208,13 @@ def saved_model(run: Run) -> Written:
 
 def litert(run: Run) -> Written:
     """Writes a file for LiteRT in each precision."""
+    batch = run.settings.batch or None
+    print(
+        f"LiteRT: {batch} images at a time, the fastest on phones is 1."
+        if batch
+        else "LiteRT: any number of images at a time; --batch=1 is faster.",
+        flush=True,
+    )
     for precision in dict.fromkeys(run.settings.precision):
         ending = "" if precision == "float32" else f".{precision}"
         path = run.file(f"{ending}.tflite")
@@ -201,6 +226,8 @@ def litert(run: Run) -> Written:
                 images=run.images,
                 image_size=run.size,
                 precision=precision,
+                batch_size=batch,
+                int8_inputs=run.settings.int8_inputs and precision == "int8",
                 labelled=run.labelled,
             ),
         )

@@ -55,6 +55,11 @@ class Outputs(keras.Model):
         self.built = True
 
     def call(self, images):
+        outputs = self.raw(images)
+        return outputs | {"embedding": _unit(outputs["embedding"])}
+
+    def raw(self, images: Any) -> dict[str, Any]:
+        """Returns the outputs before "embedding" is scaled to length 1."""
         check_channels(images)
         # Not every keras.Model takes uint8.
         images = ops.cast(images, "float32")
@@ -77,7 +82,6 @@ class Outputs(keras.Model):
                     f"{tuple(output.shape)}."
                 )
             outputs[name] = ops.cast(output, "float32")
-        outputs["embedding"] = _unit(outputs["embedding"])
         return outputs
 
     def get_config(self):

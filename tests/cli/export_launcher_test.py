@@ -88,15 +88,22 @@ class LauncherTest(absltest.TestCase):
     def test_other_formats(self):
         printed = self.launch(
             *("--format=litert", "--format=onnx", "--name=bird"),
-            *("--precision=float32", "--precision=float16"),
+            *("--precision=float32", "--precision=int8", "--int8_inputs"),
             f"--data_dir={self.labelled}",
             f"--labels_dir={self.labelled}",
         )
         self.assertContainsSubset(
-            ["bird.tflite", "bird.float16.tflite", "bird.onnx"],
+            ["bird.tflite", "bird.int8.tflite", "bird.onnx"],
             os.listdir(self.output),
         )
         self.assertIn("k-NN, exported", printed)
+
+    def test_an_encoder_that_remembers_its_size(self):
+        self.encoder.image_size = 20
+        path = os.path.join(self.folder, "alone.keras")
+        self.encoder.save(path)
+        run = export.Run(export.Settings(encoder=path, output=self.output))
+        self.assertEqual((run.size, run.resize), (20, 23))
 
     def test_bad_flags_before_any_work(self):
         file = os.path.join(self.run_folder, "student.keras")
@@ -106,7 +113,6 @@ class LauncherTest(absltest.TestCase):
         os.makedirs(empty)
         cases = [
             ((), {"encoder": alone}, "--image_size is needed"),
-            ((), {"encoder": empty}, "--image_size is needed"),
             (
                 ("--image_size=16",),
                 {"encoder": empty},
@@ -114,6 +120,7 @@ class LauncherTest(absltest.TestCase):
             ),
             (("--name=a/b",), {}, "--name must be a file name"),
             (("--format=litert",), {}, "need --data_dir"),
+            (("--int8_inputs",), {}, "--int8_inputs needs --precision=int8"),
             (("--format=onnx", "--index=x"), {}, "needs --format=saved_model"),
             ((f"--data_dir={empty}",), {}, "No images in"),
             ((f"--labels_dir={empty}",), {}, "No images in"),

@@ -18,7 +18,7 @@ from PIL import Image
 
 import seed_tf
 from seed_tf.export import checking
-from seed_tf.export.litert import PRECISIONS, litert
+from seed_tf.export.litert import PRECISIONS, litert, load
 from seed_tf.export.onnx import onnx
 from seed_tf.export.outputs import Outputs
 
@@ -139,6 +139,7 @@ class FilesTest(parameterized.TestCase):
             result = onnx(model, path, **options)
             run = self.onnx_runtime(path)
         else:
+            options["batch_size"] = None
             result = litert(model, path, precision=precision, **options)
             run = self.litert_runtime(path)
         others = pictures(9, 3)
@@ -289,6 +290,43 @@ class FilesTest(parameterized.TestCase):
             self.assertEqual(kinds["int8", name], {np.float32}, name)
         self.assertEqual(kinds["int8_dynamic", "CONV_2D"], {np.float32})
 
+    @parameterized.parameters((1, False), (3, False), (1, True))
+    def test_a_fixed_batch_and_inputs_in_int8(self, batch, int8):
+        path = os.path.join(self.create_tempdir().full_path, "a.tflite")
+        model, images = encoder(), pictures(5, 1)
+        result = litert(
+            model,
+            path,
+            images=pictures(40),
+            precision="int8" if int8 else "float32",
+            batch_size=batch,
+            int8_inputs=int8,
+        )
+        self.assertEqual(result.images, 20 if int8 else 40)
+        interpreter = Interpreter(path)
+        (given,) = interpreter.get_input_details()
+        self.assertEqual(list(given["shape_signature"]), [batch, 16, 16, 3])
+        dtypes = {d["dtype"] for d in interpreter.get_output_details()}
+        found = load(path)(images)
+        wanted = Outputs(model)(images)
+        tolerance = 0.1 if int8 else 1e-5
+        for name, rows in wanted.items():
+            largest = np.abs(rows).max()
+            np.testing.assert_allclose(
+                found[name], rows, atol=tolerance * largest
+            )
+        operations = {x["op_name"] for x in interpreter._get_ops_details()}
+        self.assertNotIn("SHAPE", operations)
+        if int8:
+            self.assertEqual(given["dtype"], np.int8)
+            self.assertEqual(dtypes, {np.int8})
+            scale, zero = given["quantization"]
+            self.assertAlmostEqual(scale, 1, 5)
+            self.assertEqual(zero, -128)
+            tensors = interpreter.get_tensor_details()
+            kinds = {t["dtype"] for t in tensors}
+            self.assertNotIn(np.float32, kinds)
+
     def test_from_a_dataset_with_labels(self):
         images = pictures(12)
         dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(12)))
@@ -321,7 +359,7 @@ class FilesTest(parameterized.TestCase):
         plain = encoder()
         plain.set_weights(model.get_weights())
         self.assertIs(seed_tf.acceleration.precision.in_float32(plain), plain)
-        given = Interpreter(path).get_signature_runner()(images=pictures(3))
+        given = load(path)(pictures(3))
         np.testing.assert_allclose(
             given["features"], plain.features(pictures(3)), atol=1e-5
         )
