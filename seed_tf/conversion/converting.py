@@ -6,12 +6,14 @@ import os
 from typing import Any
 
 import keras
+import numpy as np
 
 from seed_tf import teachers
 from seed_tf.checkpoints import loading
 from seed_tf.checkpoints.exporting import save_torch
 from seed_tf.conversion import explaining
 from seed_tf.encoders import Encoder
+from seed_tf.io.files import atomic_write
 
 
 def convert(
@@ -39,6 +41,7 @@ def convert(
     Raises:
         ValueError: as `load_encoder` and `save_torch`, or if the output
             exists or has the wrong ending.
+        OSError: if the file cannot be written. There is no half of it then.
     """
     if os.path.exists(output):
         raise ValueError(f"{output!r} exists already.")
@@ -58,10 +61,12 @@ def convert(
         encoder = loading.build(contents, path)
     elif not head:
         encoder = _without_head(encoder)
-    if to == "torch":
-        save_torch(encoder, output)
-    else:
-        encoder.save(output)
+    size = sum(4 * int(np.prod(w.shape)) for w in encoder.weights)
+    with atomic_write(output, size) as unfinished:
+        if to == "torch":
+            save_torch(encoder, unfinished)
+        else:
+            encoder.save(unfinished)
     return explaining.summary(encoder, contents)
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
-import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -27,7 +24,7 @@ from seed_tf.io.arrays import (
     read_record,
     write_record,
 )
-from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.fingerprints import fingerprint, settings
 
 if TYPE_CHECKING:
     from seed_tf.evaluation.labelled_images import LabelledImages
@@ -150,48 +147,13 @@ class FeatureCache:
         return features, np.array(labels)
 
 
-# Parts of a model's configuration that do not affect its features.
-_IDLE = (
-    "build_config",
-    "build_input_shape",
-    "compile_config",
-    "image_size",
-    "trainable",
-)
-
-
 def _encoder_key(model):
     """Returns the fingerprint of all that determines a model's features."""
     try:
-        config = model.get_config()
+        facts = settings(model, ("image_size",))  # of `LabelledImages`
     except NotImplementedError:
-        config = os.getpid(), id(model)
-    name = f"{type(model).__module__}.{type(model).__qualname__}"
-    facts = json.dumps([name, _decisive(config)], sort_keys=True, default=repr)
-    digest = hashlib.sha256(_renumbered(facts).encode())
-    return f"{fingerprint(model)}{digest.hexdigest()[:8]}"
-
-
-def _decisive(config):
-    if isinstance(config, dict):
-        return {k: _decisive(v) for k, v in config.items() if k not in _IDLE}
-    if isinstance(config, (list, tuple)):
-        return list(map(_decisive, config))
-    return config
-
-
-def _renumbered(text):
-    """Numbers the names in a model's JSON by their first occurrence.
-
-    Keras numbers unnamed layers by the layers created earlier in the process.
-    """
-    numbered: dict[str, str] = {}
-    for name in re.findall(r'"name": "([^"]*)"', text):
-        stem = re.sub(r"_\d+$", "", name)
-        numbered.setdefault(name, f"{stem} {len(numbered)}")
-    return re.sub(
-        r'"([^"]*)"', lambda found: numbered.get(found[1], str(found[1])), text
-    )
+        facts = f"{os.getpid()}.{id(model)}"
+    return f"{fingerprint(model)}{facts}"
 
 
 def _load(path, name, check=True):

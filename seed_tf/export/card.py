@@ -63,7 +63,7 @@ def _readme(facts):
         f"and {facts['widths']['features']} features. License: "
         f"{facts['license'] or 'not stated'}. Exported "
         f"{facts['created'][:10]} by seed_tf {facts['versions']['seed_tf']}; "
-        f"fingerprint of the weights {facts['fingerprint']}.",
+        f"fingerprint {facts['fingerprint']}.",
         "## Use",
         _USE.format(name=name),
         _markdown(

@@ -203,7 +203,9 @@ def write_checked(
         labelled = _labelled(labelled, side)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     outputs = Outputs(in_float32(encoder))
-    with atomic_write(path) as unfinished:
+    size = sum(int(np.prod(w.shape)) for w in encoder.weights)
+    # A number takes a byte in int8, the smallest format.
+    with atomic_write(path, size) as unfinished:
         write(outputs, unfinished, calibration)
         run = load(unfinished)
         report = ParityReport(

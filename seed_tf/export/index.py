@@ -10,7 +10,7 @@ import numpy as np
 
 from seed_tf.io.arrays import open_array, read_record, verify
 from seed_tf.io.files import differences
-from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.fingerprints import comparable, identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_index(
             f"but {count} paths."
         )
     here = {
-        "fingerprint": fingerprint(encoder),
+        "fingerprint": comparable(identity(encoder), config.get("fingerprint")),
         "image_size": image_size,
         "resize": resize,
     }

@@ -25,7 +25,7 @@ from seed_tf.export.serving import Server
 from seed_tf.export.versions import check_version, new_version
 from seed_tf.export.warm_up import write_warm_up
 from seed_tf.images import image_size_of, shorter_side
-from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.fingerprints import identity
 
 
 def saved_model(
@@ -153,7 +153,7 @@ def saved_model(
                 "created": datetime.datetime.now(datetime.UTC).isoformat(
                     timespec="seconds"
                 ),
-                "fingerprint": fingerprint(encoder),
+                "fingerprint": identity(encoder),
                 "parameters": int(encoder.count_params()),
                 "widths": widths,
                 "preprocessing": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 from absl import logging
 
 from seed_tf.io.text import reason, shown
+from seed_tf.io.units import readable_bytes
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+def atomic_write(
+    path: str | os.PathLike[str], size: int | None = None
+) -> Iterator[str]:
     """Yields the path of a file to write, which then replaces `path`.
 
     Readers of `path` see the old file or the whole new one, also after a
@@ -23,16 +27,22 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Args:
         path: file to write.
+        size: bytes that the file will have, if known. The free space is
+            checked first.
 
     Raises:
-        OSError: if the file cannot be written. `path` stays as it was.
+        OSError: if the file cannot be written. `path` stays as it was. A full
+            disk is named with the path and a remedy, whichever library met it.
     """
     stem, ending = os.path.splitext(path)
     unfinished = f"{stem}.unfinished{ending}"
+    if size is not None:
+        check_space(path, size)
     try:
-        yield unfinished
-        flush(unfinished)
-        os.replace(unfinished, path)
+        with _named(path):
+            yield unfinished
+            flush(unfinished)
+            os.replace(unfinished, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(unfinished)
@@ -58,15 +68,50 @@ def atomic_folder(path: str, unfinished: str | None = None) -> Iterator[str]:
     shutil.rmtree(unfinished, ignore_errors=True)
     os.makedirs(unfinished)
     try:
-        yield unfinished
-        for root, _, names in os.walk(unfinished):
-            for name in [*names, ""]:
-                flush(os.path.join(root, name))
-        os.rename(unfinished, path)
-        flush(os.path.dirname(path) or ".")
+        with _named(path):
+            yield unfinished
+            for root, _, names in os.walk(unfinished):
+                for name in [*names, ""]:
+                    flush(os.path.join(root, name))
+            os.rename(unfinished, path)
+            flush(os.path.dirname(path) or ".")
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+# What TensorFlow, HDF5, PyTorch and the operating system say of a full disk.
+_FULL = re.compile(
+    "no space left|file too large|quota|write failed|failed writing", re.I
+)
+
+
+@contextlib.contextmanager
+def _named(path):
+    """Turns what libraries raise on a full disk into one line with a remedy."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) or not _FULL.search(str(error)):
+            raise
+        raise OSError(
+            f"{str(path)!r} cannot be written: the disk or a quota is full. "
+            "Nothing was left there. Make room, or choose another disk."
+        ) from error
+
+
+def check_space(path: str | os.PathLike[str], needed: int) -> None:
+    """Raises OSError if a path's disk has fewer free bytes than `needed`."""
+    folder = os.path.abspath(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"No space left: the disk of {str(path)!r} has "
+            f"{readable_bytes(free)} free, and {readable_bytes(needed)} are "
+            "needed. Make room, or choose another disk."
+        )
 
 
 def flush(path: str) -> None:

@@ -21,9 +21,10 @@ from seed_tf.io.arrays import checksum, read_record, write_record
 from seed_tf.io.files import (
     atomic_folder,
     atomic_write,
+    check_space,
     differences,
 )
-from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.fingerprints import comparable, identity
 from seed_tf.io.locks import folder_lock
 from seed_tf.io.progress import Progress
 from seed_tf.io.text import reason
@@ -103,7 +104,7 @@ def build(
         image_size = image_size_of(model, image_size)
         config = {
             "encoder": absolute(encoder),
-            "fingerprint": fingerprint(model),
+            "fingerprint": identity(model),
             "output": output,
             "image_size": image_size,
             "resize": shorter_side(image_size),
@@ -142,7 +143,10 @@ class _Builder:
         kept = here.sum()
         failed = self._read_unfinished(listing, here, corrupt)
         pending = np.flatnonzero(~(here | failed))
-        self._check_space(dim, len(pending), len(here))
+        # Shards, then the new index: embeddings, faiss's copy, paths.
+        total = len(here)
+        size = 4 * dim * (len(pending) + 2 * total) + 200 * total
+        check_space(self._path, size)
         self._log(
             f"{len(here):,} images in {images}: {len(pending):,} to embed, "
             f"{kept:,} in the index, {here.sum() - kept:,} from an "
@@ -195,6 +199,9 @@ class _Builder:
         except ValueError as error:
             self._log(f"{error}. Making a new index.")
             return False
+        self._config["fingerprint"] = comparable(
+            self._config["fingerprint"], earlier["fingerprint"]
+        )
         there, here = (
             {key: config.get(key) for key in _SAME}
             for config in (earlier, self._config)
@@ -251,17 +258,6 @@ class _Builder:
                 os.remove(file)
                 continue
             yield shard
-
-    def _check_space(self, dim, pending, total):
-        # Shards, then the new index: embeddings, faiss's copy, paths.
-        needed = 4 * dim * (pending + 2 * total) + 200 * total
-        free = shutil.disk_usage(self._path).free
-        if free < needed:
-            raise OSError(
-                "No space left for the index: it needs up to "
-                f"{needed / 1e6:,.0f} MB. The disk of {self._path!r} has "
-                f"{free / 1e6:,.0f} MB free."
-            )
 
     def _embed(self, embed, listing, pending, batch_size, corrupt, here):
         """Embeds pending files into shards, and marks the files in `here`."""

@@ -14,7 +14,7 @@ from seed_tf.evaluation import nearest_neighbours
 from seed_tf.evaluation.features import embedder
 from seed_tf.images import shorter_side
 from seed_tf.io.arrays import open_array, read_record, verify
-from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.fingerprints import comparable, identity
 from seed_tf.search import vectors
 from seed_tf.search.image_files import Lines
 from seed_tf.teachers import load_encoder
@@ -208,8 +208,8 @@ class ImageSearch:
         encoder: path of the encoder, if the encoder has moved since `build`.
 
     Raises:
-        ValueError: if the encoder cannot be read, or its weights differ from
-            the index's encoder.
+        ValueError: if the encoder cannot be read, or differs from the index's
+            encoder.
     """
 
     def __init__(self, index: Index, encoder: str | None = None) -> None:
@@ -222,7 +222,7 @@ class ImageSearch:
                 f"The encoder of {index.path!r} cannot be loaded. If the "
                 f"encoder has moved, pass its path as `encoder`. {error}"
             ) from error
-        found = fingerprint(model)
+        found = comparable(identity(model), config["fingerprint"])
         if found != config["fingerprint"]:
             raise ValueError(
                 f"{index.path!r} needs the encoder {config['encoder']!r} with "

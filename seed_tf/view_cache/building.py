@@ -7,7 +7,6 @@ import glob
 import itertools
 import math
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from seed_tf.acceleration.folded_teacher import FoldedTeacher
 from seed_tf.datasets import pipeline
 from seed_tf.embeddings import l2_normalise
 from seed_tf.io.arrays import write_record
-from seed_tf.io.files import as_json, atomic_write, differences
+from seed_tf.io.files import as_json, atomic_write, check_space, differences
 from seed_tf.io.locks import folder_lock
 from seed_tf.io.pipelines import BATCHES_AHEAD
 from seed_tf.io.progress import Progress
@@ -208,6 +207,9 @@ class _Builder:
             for name, _ in cache.find_shards(self._path).values():
                 os.remove(os.path.join(self._path, name))
             return
+        self._config["teacher"] = provenance.comparable_teacher(
+            self._config["teacher"], there["teacher"]
+        )
         different = differences(there, as_json(self._config))
         if different:
             raise ValueError(
@@ -241,15 +243,7 @@ class _Builder:
             f"{2 * math.prod(row)} bytes each: {readable_bytes(sum(sizes))} in "
             f"{len(sizes):,} files, {len(self.pending):,} missing."
         )
-        needed = sum(sizes[i] for i in self.pending)
-        free = shutil.disk_usage(self._path).free
-        if free < needed:
-            raise OSError(
-                f"No space left for the view cache: the disk of {self._path!r} "
-                f"has {readable_bytes(free)} free, and "
-                f"{readable_bytes(needed)} are needed. Make room, choose "
-                "another folder, or fewer `views_per_image`."
-            )
+        check_space(self._path, sum(sizes[i] for i in self.pending))
 
     def _save(self, number, rows):
         name = cache.shard_name(number, zlib.crc32(rows))

@@ -172,9 +172,10 @@ class ViewCache(FixedViews):
 
     def check_teacher(self, teacher: keras.Model) -> None:
         """Raises ValueError unless the cache is of this teacher."""
-        self._compare(
-            "teacher", "another teacher", provenance.of_teacher(teacher)
+        facts = provenance.comparable_teacher(
+            provenance.of_teacher(teacher), self.config["teacher"]
         )
+        self._compare("teacher", "another teacher", facts)
 
     def check_views(
         self, views: View | MultiCrop, squares: dict[str, int] | None = None

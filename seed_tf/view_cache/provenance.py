@@ -9,7 +9,7 @@ import keras
 from seed_tf import views as seed_views
 from seed_tf.encoders import Encoder
 from seed_tf.io.files import as_json
-from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.fingerprints import comparable, identity
 from seed_tf.views.layers import SeededAugmentation
 
 # Settings of a layer without influence on the numbers it draws from a key.
@@ -18,11 +18,19 @@ _NO_MATTER = ("name", "trainable", "dtype", "seed")
 
 def of_teacher(teacher: keras.Model) -> dict[str, Any]:
     """Returns everything that a teacher's embeddings depend on."""
-    facts: dict[str, Any] = {"fingerprint": fingerprint(teacher)}
+    facts: dict[str, Any] = {"fingerprint": identity(teacher)}
     if isinstance(teacher, Encoder):
         config = teacher.get_config()
         facts |= {key: config[key] for key in ("mean", "std")}
     return as_json(facts)
+
+
+def comparable_teacher(
+    facts: dict[str, Any], stored: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns `of_teacher` in the form of an earlier version, if stored so."""
+    name = "fingerprint"
+    return {**facts, name: comparable(facts[name], stored.get(name))}
 
 
 def of_views(

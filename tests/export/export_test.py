@@ -33,7 +33,7 @@ from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.export import Limits, saved_model, serving, versions
 from seed_tf.export.decoding import decode
 from seed_tf.export.outputs import Outputs
-from seed_tf.io.fingerprints import fingerprint
+from seed_tf.io.fingerprints import identity
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "imagenet_sample.tar"
@@ -381,7 +381,7 @@ class SavedModelTest(parameterized.TestCase):
             "`ids` string [?, 10]",
             "shorter side to 18 pixels",
             "models/birds:predict",
-            fingerprint(self.encoder),
+            identity(self.encoder),
         ):
             self.assertIn(part, card)
         with open(os.path.join(self.checked.path, "metadata.json")) as file:

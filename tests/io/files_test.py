@@ -1,7 +1,9 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -25,6 +27,48 @@ class FilesTest(parameterized.TestCase):
             raise KeyError
         self.assertEqual(pathlib.Path(self.path).read_text(), "old")
         self.assertEqual(os.listdir(self.folder), ["x.json"])
+
+    @parameterized.parameters(
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        OSError("Can't write data (errno = 28, 'No space left on device')"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3"),
+    )
+    def test_a_full_disk_leaves_nothing(self, error):
+        for write in (files.atomic_write, files.atomic_folder):
+            with (
+                self.assertRaisesRegex(OSError, "x.json' cannot.*Make room"),
+                write(self.path) as unfinished,
+            ):
+                if write is files.atomic_write:
+                    pathlib.Path(unfinished).write_text("half")
+                raise error
+            self.assertEqual(os.listdir(self.folder), [])
+
+    def test_other_errors_stay(self):
+        for error in (ValueError("the quota of the report"), KeyError("x")):
+            with (
+                self.assertRaises(type(error)) as caught,
+                files.atomic_write(self.path),
+            ):
+                raise error
+            self.assertIs(caught.exception, error)
+
+    def test_space_is_checked_first(self):
+        free = shutil.disk_usage("/")._replace(free=1000)
+        path = os.path.join(self.folder, "new", "x.bin")
+        with mock.patch.object(shutil, "disk_usage", return_value=free):
+            with self.assertRaisesRegex(
+                OSError, f"'{path}' has 1 kB free, and 1 MB are needed. Make"
+            ):
+                files.check_space(path, 1_000_000)
+            files.check_space(path, 1000)
+            with (
+                self.assertRaisesRegex(OSError, "No space left"),
+                files.atomic_write(self.path, 2000),
+            ):
+                self.fail("nothing is written")
 
     def test_a_folder_gets_its_name_last(self):
         path = os.path.join(self.folder, "whole")

@@ -37,6 +37,7 @@ from seed_tf import search
 from seed_tf.datasets.decoding import EncodedImage
 from seed_tf.evaluation.features import embedder
 from seed_tf.io import locks
+from seed_tf.io.fingerprints import identity
 from seed_tf.search import building, server, vectors
 from seed_tf.search.drawing import draw
 from seed_tf.search.image_files import (
@@ -221,7 +222,7 @@ class BuildTest(Folder):
                     for name, data in contents(self.index).items()
                 },
                 "encoder": self.encoder,
-                "fingerprint": seed_tf.training.fingerprint(model),
+                "fingerprint": identity(model),
                 "output": "features",
                 "image_size": 32,
                 "resize": 37,
@@ -296,8 +297,8 @@ class BuildTest(Folder):
         seed_tf.Encoder(keras.Sequential(layers)).save(other)
         with self.assertRaisesRegex(
             ValueError,
-            "(?s)teacher.keras.*other.keras.*fingerprint: '.{16}' there, "
-            "'.{16}' here. .*choose another folder",
+            "(?s)teacher.keras.*other.keras.*fingerprint: '.{25}' there, "
+            "'.{25}' here. .*choose another folder",
         ):
             build(self.index, str(self.photos), other)
         with self.assertRaisesRegex(
@@ -352,7 +353,7 @@ class BuildTest(Folder):
         usage = mock.Mock(free=1000)
         with (
             mock.patch.object(shutil, "disk_usage", return_value=usage),
-            self.assertRaisesRegex(OSError, "No space left.* 0 MB free"),
+            self.assertRaisesRegex(OSError, "No space left.* 1 kB free"),
         ):
             self.build()
 
@@ -681,8 +682,13 @@ class ImageSearchTest(Folder):
         model.weights[0].assign(model.weights[0] + 1)
         model.save(self.encoder)
         with self.assertRaisesRegex(
-            ValueError, "with fingerprint .{16}. Received: .* fingerprint"
+            ValueError, "with fingerprint .{25}. Received: .* fingerprint"
         ):
+            search.ImageSearch(self.found)
+        model = keras.saving.load_model(moved)  # only no weight differs
+        other = seed_tf.Encoder(model.backbone, head=None, mean=(0.5,) * 3)
+        other.save(self.encoder)
+        with self.assertRaisesRegex(ValueError, "with fingerprint"):
             search.ImageSearch(self.found)
 
     def test_drawing(self):
