@@ -1,7 +1,10 @@
 """seed-tf convert, and what it tells of a checkpoint."""
 
+import errno
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -18,7 +21,7 @@ from helpers.published import (
     random_images,
     tiny_encoder,
 )
-from helpers.runs import command
+from helpers.runs import command, tiny_teacher
 
 import seed_tf
 from seed_tf.checkpoints import layouts, loading
@@ -35,6 +38,59 @@ except ImportError:
 
 def explanation(path, **kwargs):
     return "\n".join(explaining.explain(path, **kwargs))
+
+
+class HalfFileTest(parameterized.TestCase):
+    """A file that cannot be written whole is not there."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir().full_path)
+        self.path = str(self.folder / "encoder.keras")
+        tiny_teacher(self.path)
+
+    def refused(self, error, **kwargs):
+        name = "half.pth" if kwargs else "half.keras"
+        output = str(self.folder / name)
+        with self.assertRaisesRegex(error, f"{name}' .*Make room"):
+            converting.convert(self.path, output, **kwargs)
+        self.assertEqual(os.listdir(self.folder), ["encoder.keras"])
+
+    @parameterized.parameters({}, {"to": "torch"})
+    def test_full_disk(self, **kwargs):
+        def full(encoder, path):
+            pathlib.Path(path).write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with (
+            mock.patch.object(seed_tf.Encoder, "save", full),
+            mock.patch.object(converting, "save_torch", full),
+        ):
+            self.refused(OSError, **kwargs)
+        free = shutil.disk_usage("/")._replace(free=100)
+        with mock.patch.object(shutil, "disk_usage", return_value=free):
+            self.refused(OSError, **kwargs)
+
+    @pytest.mark.slow
+    def test_killed_while_writing(self):
+        """The same command then writes the file."""
+        output = self.folder / "copy.keras"
+        script = (
+            "import os, signal, sys\n"
+            "from seed_tf.conversion import converting\n"
+            "if len(sys.argv) > 3:\n"
+            "    os.fsync = lambda f: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "converting.convert(*sys.argv[1:3])\n"
+        )
+        line = [sys.executable, "-c", script, self.path, str(output)]
+        killed = subprocess.run([*line, "kill"], stderr=subprocess.DEVNULL)
+        self.assertEqual(killed.returncode, -signal.SIGKILL)
+        self.assertFalse(output.exists())
+        subprocess.run(line, check=True, stderr=subprocess.DEVNULL)
+        self.assertCountEqual(
+            os.listdir(self.folder), ["encoder.keras", "copy.keras"]
+        )
+        keras.saving.load_model(output)
 
 
 @needs_torch

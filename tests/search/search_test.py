@@ -691,6 +691,20 @@ class ImageSearchTest(Folder):
         with self.assertRaisesRegex(ValueError, "with fingerprint"):
             search.ImageSearch(self.found)
 
+    def test_an_index_that_is_replaced_while_it_is_searched(self):
+        images = search.ImageSearch(self.found)
+        data = (self.photos / "b/c/4.jpg").read_bytes()
+        before = images.search(data, 22)
+        paths = list(self.found.paths)
+        for path in self.photos.glob("[0-9].jpg"):
+            path.unlink()
+        second, _ = self.build()
+        self.assertLen(second, 12)
+        np.testing.assert_array_equal(images.search(data, 22), before)
+        self.assertEqual(list(self.found.paths), paths)
+        _, rows = search.ImageSearch(second).search(data, 1)
+        self.assertEqual(second.paths[rows[0]], "b/c/4.jpg")
+
     def test_drawing(self):
         names = [str(self.photos / name) for name in ("$^$.jpg", "broken.jpg")]
         results = [self.found.others(3, 4), self.found.others(5, 2)]
