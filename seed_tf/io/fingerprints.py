@@ -62,8 +62,8 @@ def comparable(found: str, stored: Any) -> str:
 def settings(model: keras.Model, ignored: Collection[str] = ()) -> str:
     """Returns 8 hexadecimal digits that identify a model's configuration.
 
-    Names of layers do not count: Keras numbers unnamed layers by the layers
-    that the process created earlier.
+    The numbers in names of layers do not count: Keras numbers unnamed layers
+    by the layers that the process created earlier.
 
     Args:
         model: keras.Model.
@@ -74,10 +74,13 @@ def settings(model: keras.Model, ignored: Collection[str] = ()) -> str:
     """
     facts = [type(model).__qualname__, _decisive(model.get_config(), ignored)]
     text = json.dumps(facts, sort_keys=True, default=repr)
-    names = re.findall(r'"name": "([^"]*)"', text)
-    numbers = {name: str(i) for i, name in enumerate(dict.fromkeys(names))}
+    names = dict.fromkeys(re.findall(r'"name": "([^"]*)"', text))
+    numbered = {
+        name: f"{re.sub(r'_[0-9]+$', '', name)} {i}"
+        for i, name in enumerate(names)
+    }
     text = re.sub(
-        r'"([^"]*)"', lambda found: numbers.get(found[1], str(found[1])), text
+        r'"([^"]*)"', lambda found: numbered.get(found[1], str(found[1])), text
     )
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
