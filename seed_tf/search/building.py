@@ -326,6 +326,8 @@ class _Builder:
             )
             missing = here.copy()
             for source_keys, source_rows in sources():
+                if not len(source_keys):  # every image of a shard was damaged
+                    continue
                 numbers = listing.find(source_keys)
                 rows[place[_found(numbers)]] = source_rows[numbers >= 0]
                 missing[_found(numbers)] = False

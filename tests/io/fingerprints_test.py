@@ -33,13 +33,15 @@ class IdentityTest(parameterized.TestCase):
         ]
         self.assertLen({fingerprint(model) for model in others}, 1)
         self.assertLen({identity(model) for model in others}, len(others))
-        heads = [encoder(head=None), encoder(head="linear"), encoder()]
+        heads = [
+            encoder(head=None, embedding_dim=None),
+            encoder(head="linear"),
+            encoder(),
+        ]
         self.assertLen({identity(model) for model in heads}, 3)
 
     @parameterized.parameters(
-        encoder,
-        lambda: seed_tf.Encoder("resnet18", stem="cifar"),
-        lambda: seed_tf.Encoder("mobilenet_v3_small", head=None),
+        encoder, lambda: encoder(head=None, embedding_dim=None)
     )
     def test_a_file_precision_and_freezing_do_not(self, make):
         model = make()
