@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from typing import TYPE_CHECKING
 
 from seed_tf.cli.flags import Call, Command, repeated
@@ -34,11 +35,12 @@ class Settings:
     )
     dataset: str = setting(
         "synthetic_detection",
-        "A TFDS name with boxes, 'voc/2007', 'coco/2017', or "
-        "'synthetic_detection': generated images of digits on black squares.",
+        "A TFDS name with boxes, 'voc/2007', 'coco/2017'; 'folder' for "
+        "--data_dir of images with boxes in COCO's JSON or Pascal VOC's XML; "
+        "or 'synthetic_detection': generated digits on black squares.",
     )
     data_dir: str | None = setting(
-        None, "Where the TFDS data lies.", path="read"
+        None, "Where the TFDS data or the images lie.", path="read"
     )
     download: bool = setting(False, "Download and prepare the data.")
     train_split: str = setting("train", "To fine-tune on.")
@@ -65,8 +67,8 @@ class Settings:
     seeds: int = setting(1, "Detectors of each encoder.", minimum=1)
     output: str | None = setting(
         None,
-        "Folder for detection/: results.json, .csv, .md, .png and "
-        "detections.png.",
+        "Folder for detection/: results.json, .csv, .md, .png, "
+        "detections.png, the trained detectors as .keras and classes.json.",
         path="written",
     )
 
@@ -88,6 +90,15 @@ def data(
             for split, size in (("train", 512), ("test", 200))
         )
         return train, test, [str(digit) for digit in range(10)]
+    if settings.dataset == "folder":
+        if not settings.data_dir:
+            raise ValueError("--dataset=folder needs --data_dir.")
+        (train, test), names = detection.load_box_files(
+            settings.data_dir,
+            [settings.train_split, settings.test_split],
+            image_size=settings.image_size,
+        )
+        return train, test, names
     (train, names), (test, _) = (
         detection.load_boxes(
             settings.dataset,
@@ -104,6 +115,7 @@ def data(
 def run(call: Call[Settings]) -> None:
     from seed_tf import detection
     from seed_tf.evaluation.protocols import load_encoder
+    from seed_tf.io.files import atomic_write, write_json
 
     settings = call.settings
     detection.import_pycocotools()  # before any download or training
@@ -115,6 +127,17 @@ def run(call: Call[Settings]) -> None:
 
     def start(name, seed):
         return encoders[name] if name in trained else load_encoder(name, seed)
+
+    folder = settings.output and os.path.join(settings.output, "detection")
+
+    def save(name, seed, model):
+        stem = os.path.basename(os.path.normpath(name)).removesuffix(".keras")
+        stem = re.sub(r"[^\w.-]+", "_", stem)
+        number = settings.encoder.index(name)
+        path = os.path.join(folder, f"{number}_{stem}_seed{seed}.keras")
+        os.makedirs(folder, exist_ok=True)
+        with atomic_write(path) as unfinished:
+            model.save(unfinished)
 
     scores, images, drawn = detection.compare(
         {name: functools.partial(start, name) for name in encoders},
@@ -128,11 +151,11 @@ def run(call: Call[Settings]) -> None:
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         flip=settings.flip and settings.dataset != "synthetic_detection",
+        save=save if folder else None,
         log=lambda text: print(text, flush=True),
     )
-    if settings.output:
-        # The files of `evaluate` have the same names.
-        folder = os.path.join(settings.output, "detection")
+    if folder:  # the files of `evaluate` have the same names
+        write_json(os.path.join(folder, "classes.json"), names)
         detection.write_results(folder, scores, images, drawn, names=names)
     print(f"\nCOCO's average precision, %\n\n{detection.table(scores)}")
 

@@ -221,6 +221,10 @@ class EncodedImage:
         pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
         return self._upright(pixels.crop((left, top, left + size, top + size)))
 
+    def pixels(self) -> np.ndarray:
+        """Returns the whole upright image, uint8 `[H, W, 3]`."""
+        return self._upright(self._decode([0, 0, *self._image.size[::-1]])[0])
+
     def _stored(self, box, height, width):
         """Returns a box of the upright image in the stored image."""
         transposed, top_down, left_right = self._turns

@@ -10,6 +10,7 @@ each with a dict of its objects, padded to a common number M:
   counts neither as missed nor as found: COCO's crowds, VOC's difficult objects.
 """
 
+from seed_tf.detection.box_files import load_box_files
 from seed_tf.detection.boxes import flip_images, load_boxes, resize
 from seed_tf.detection.coco import (
     METRICS,
@@ -39,6 +40,7 @@ __all__ = [
     "fine_tune_detector",
     "flip_images",
     "import_pycocotools",
+    "load_box_files",
     "load_boxes",
     "pyramid_maps",
     "resize",

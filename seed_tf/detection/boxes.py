@@ -63,32 +63,61 @@ def load_boxes(
 
     def example(example):
         objects = example["objects"]
-        boxes = tf.clip_by_value(objects["bbox"], 0.0, 1.0)
-        image, boxes = resize(example["image"], boxes, image_size)
-        number = tf.shape(boxes)[0]
-        checked = tf.debugging.assert_less_equal(
-            number, max_boxes, "An image has more than `max_boxes`."
-        )
-        with tf.control_dependencies([checked]):
-            missing = max_boxes - number
-        # COCO has a few objects without area.
-        skipped = _tiny(boxes) | tf.reduce_any(boxes[:, 2:] <= boxes[:, :2], 1)
-        if crowd:
-            skipped |= objects[crowd[0]]
         classes = tf.cast(objects["label"], tf.float32)
-        padded = {
-            "boxes": tf.pad(boxes, [[0, missing], [0, 0]], constant_values=-1),
-            "classes": tf.pad(classes, [[0, missing]], constant_values=-1),
-            "crowd": tf.pad(skipped, [[0, missing]]),
-        }
-        shapes = {"boxes": [max_boxes, 4]}
-        return image, {
-            k: tf.ensure_shape(v, shapes.get(k, [max_boxes]))
-            for k, v in padded.items()
-        }
+        skipped = tf.zeros_like(classes, tf.bool)
+        return padded(
+            example["image"],
+            objects["bbox"],
+            classes,
+            objects[crowd[0]] if crowd else skipped,
+            image_size,
+            max_boxes,
+        )
 
     data = steady(builder.as_dataset(split=split, shuffle_files=False))
     return data.map(example, ALL_CORES), fields["label"].names
+
+
+def padded(
+    image: tf.Tensor,
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    crowd: tf.Tensor,
+    image_size: int,
+    max_boxes: int,
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Makes a sample of a data set of this package.
+
+    Args:
+        image, boxes: see `resize`; boxes are cut at the edges of the image.
+        classes: `[m]` float32.
+        crowd: bool `[m]`.
+        image_size: int, S.
+        max_boxes: int, M, no smaller than m.
+
+    Returns:
+        Image and objects. Objects without area, of which COCO has a few, count
+        as crowds.
+    """
+    boxes = tf.clip_by_value(boxes, 0.0, 1.0)
+    image, boxes = resize(image, boxes, image_size)
+    number = tf.shape(boxes)[0]
+    enough = tf.debugging.assert_less_equal(
+        number, max_boxes, "An image has more than `max_boxes`."
+    )
+    with tf.control_dependencies([enough]):
+        missing = max_boxes - number
+    crowd |= _tiny(boxes) | tf.reduce_any(boxes[:, 2:] <= boxes[:, :2], 1)
+    objects = {
+        "boxes": tf.pad(boxes, [[0, missing], [0, 0]], constant_values=-1),
+        "classes": tf.pad(classes, [[0, missing]], constant_values=-1),
+        "crowd": tf.pad(crowd, [[0, missing]]),
+    }
+    shapes = {"boxes": [max_boxes, 4]}
+    return image, {
+        k: tf.ensure_shape(v, shapes.get(k, [max_boxes]))
+        for k, v in objects.items()
+    }
 
 
 def resize(
@@ -200,7 +229,8 @@ def checked(
     try:
         yield steady(data).enumerate().map(check)
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(r"Sample \d+.*pixels\.", str(error), re.DOTALL)
+        pattern = r"(Sample \d+.*pixels\.|Image file [^\n]+)"
+        found = re.search(pattern, str(error), re.DOTALL)
         if not found:
             raise
         raise ValueError(found[0]) from None

@@ -39,6 +39,7 @@ def compare(
     frozen_norm: Collection[str] = (),
     smallest_anchor: float = 32.0,
     num_pictures: int = 6,
+    save: Callable[[str, int, keras.Model], None] | None = None,
     log: Callable[[str], None] = logging.info,
     **training: Any,
 ) -> tuple[
@@ -58,6 +59,8 @@ def compare(
         frozen_norm: names of the encoders whose BatchNorm layers stay fixed.
         smallest_anchor: float, see `detector`.
         num_pictures: int, number of `test` images in the picture.
+        save: None, or a function of an encoder's name, a seed and the trained
+            detector.
         log: function of one str, called with the progress.
         **training: further arguments of `fine_tune_detector`.
 
@@ -96,6 +99,8 @@ def compare(
             metrics = evaluate_detector(model, test)
             log(", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
             scores[name].append(metrics)
+            if save is not None:
+                save(name, seed, model)
             drawn.setdefault(name, detect(model, images))
     return scores, images, drawn
 

@@ -640,6 +640,8 @@ class PublishedTest(absltest.TestCase):
         )
         # Evaluations and runs write files of these names into `output`.
         self.assertCountEqual(os.listdir(output), ["tiny.keras", "detection"])
+        kept = os.path.join(output, "detection", "0_tiny_seed0.keras")
+        self.assertEqual(keras.models.load_model(kept).num_classes, 20)
         results = os.path.join(output, "detection", "results.json")
         (row,) = finished_run.read_results(results)
         self.assertCountEqual(row, ["encoder", *detection.METRICS])
