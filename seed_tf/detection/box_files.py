@@ -41,7 +41,7 @@ class _Annotated:
     names: list[str] = dataclasses.field(default_factory=list)
     crowd: list[bool] = dataclasses.field(default_factory=list)
 
-    def add(self, box, name, crowd):
+    def add(self, box: Sequence[float], name: str, crowd: bool) -> None:
         self.boxes.append(box)
         self.names.append(name)
         self.crowd.append(crowd)
