@@ -208,8 +208,8 @@ def _coco(path, folders):
         file: _Annotated(_find(file, folders, path), path, sizes[key])
         for key, file in files.items()
     }
-    for file, *values in objects:
-        images[file].add(*values)
+    for file, box, name, crowd in objects:
+        images[file].add(box, name, crowd)
     return [images[file] for file in sorted(images)]
 
 
