@@ -242,7 +242,7 @@ class Subset(Source):
         numbers: the images' numbers in the source, ascending.
     """
 
-    def __init__(self, source: Source, numbers: Sequence[int]):
+    def __init__(self, source: Source, numbers: Sequence[int] | np.ndarray):
         self._source, self._numbers = source, np.array(numbers, np.int64)
         self.size, self.unlabelled = len(numbers), source.unlabelled
 
