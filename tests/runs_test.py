@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 from helpers.runs import pictures, state, tiny_teacher
+from helpers.tiny_student import NAME as TINY_STUDENT
 
 import seed_tf
 from seed_tf import runs
@@ -185,6 +186,7 @@ class LaunchersTest(absltest.TestCase):
         folder = self.create_tempdir().full_path
         self.enter_context(contextlib.chdir(folder))
         settings = SETTINGS | {"teacher": tiny_teacher("t.keras")}
+        settings |= {"student": TINY_STUDENT, "stem": "imagenet"}
         seed_tf.distill(data="digits", output="run_a", **settings)
         flags = [f"--{k}={v}" for k, v in settings.items()]
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]

@@ -20,6 +20,8 @@ from helpers.runs import (
     state,
     tiny_teacher,
 )
+from helpers.tiny_student import NAME as TINY_STUDENT
+from helpers.tiny_student import WIDTH
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -66,7 +68,7 @@ class LaunchersTest(absltest.TestCase):
             *DIGITS,
             *SHORT,
             f"--teacher={teacher}",
-            "--student=resnet18",
+            f"--student={TINY_STUDENT}",
             "--hidden_dim=64",
             "--views=swav_small_patches",
             f"--output={student}",
@@ -102,7 +104,7 @@ class LaunchersTest(absltest.TestCase):
         backbone = keras.saving.load_model(
             os.path.join(student, "backbone.keras")
         )
-        self.assertEqual(backbone.output_shape[-1], 512)
+        self.assertEqual(backbone.output_shape[-1], WIDTH)
 
         results = os.path.join(folder, "results")
         printed = launch(
@@ -167,7 +169,7 @@ class SurvivesTest(absltest.TestCase):
         self.flags = (
             f"--data_dir={images}",
             f"--teacher={teacher}",
-            "--student=resnet18",
+            f"--student={TINY_STUDENT}",
             *("--image_size=16", "--batch_size=16", "--queue_size=64"),
             *("--epochs=3", "--held_out=0", "--max_corrupt_fraction=0.02"),
             "--checkpoint_minutes=0",
@@ -198,7 +200,7 @@ class SurvivesTest(absltest.TestCase):
         self.assertIn(f"Going on after step {reached} of 15", printed)
         self.assertEqual(newest(killed), self.total)
         ours, theirs = state(killed), state(alone)
-        self.assertGreater(len(ours), 100)
+        self.assertGreater(len(ours), 10)
         self.assertCountEqual(ours, theirs)
         for name, value in theirs.items():
             np.testing.assert_array_equal(ours[name], value, name)

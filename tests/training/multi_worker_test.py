@@ -20,6 +20,7 @@ from helpers.runs import (
     state,
     tiny_teacher,
 )
+from helpers.tiny_student import NAME as TINY_STUDENT
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 200  # until a process that hangs is killed
@@ -177,7 +178,8 @@ class MultiWorkerTest(absltest.TestCase):
         teacher = tiny_teacher(os.path.join(self.folder, "teacher.keras"))
         command = (
             *("-m", "experiments.distill", f"--data_dir={images}"),
-            *(f"--teacher={teacher}", "--student=resnet18", "--image_size=16"),
+            *(f"--teacher={teacher}", f"--student={TINY_STUDENT}"),
+            "--image_size=16",
             *("--batch_size=16", "--queue_size=64", "--epochs=2"),
             *("--held_out=0", "--checkpoint_minutes=0", f"--output={output}"),
         )
