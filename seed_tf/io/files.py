@@ -82,7 +82,9 @@ def atomic_folder(path: str, unfinished: str | None = None) -> Iterator[str]:
 
 # What TensorFlow, HDF5, PyTorch and the operating system say of a full disk.
 _FULL = re.compile(
-    "no space left|file too large|quota|write failed|failed writing", re.I
+    "no space left|file too large|quota|write failed|failed writing"
+    "|unexpected pos",  # of PyTorch
+    re.I,
 )
 
 

@@ -34,6 +34,7 @@ class FilesTest(parameterized.TestCase):
         OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
         OSError("Can't write data (errno = 28, 'No space left on device')"),
         RuntimeError("PytorchStreamWriter failed writing file data/3"),
+        RuntimeError("[enforce fail] . unexpected pos 916544 vs 916440"),
     )
     def test_a_full_disk_leaves_nothing(self, error):
         for write in (files.atomic_write, files.atomic_folder):
