@@ -335,6 +335,8 @@ class Trainer(keras_internals.BuiltBeforeFit, ImageModel):
     def from_config(cls, config):
         import seed_tf.views  # noqa: F401  Keras then finds them by name
 
+        # Models saved before a plan chose the precision go on in float32.
+        config = {"acceleration": Plan(student_policy="float32")} | config
         revived = {
             key: keras.saving.deserialize_keras_object(value)
             if isinstance(value, dict)

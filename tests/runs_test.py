@@ -15,6 +15,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from helpers.runs import pictures, state, tiny_teacher
 from helpers.tiny_student import NAME as TINY_STUDENT
+from helpers.tiny_student import WIDTH
 
 import seed_tf
 from seed_tf import runs
@@ -27,8 +28,7 @@ SETTINGS = {
     "batch_size": 400,
     "queue_size": 400,
     "held_out": 30,
-    "student": "resnet18",
-    "stem": "cifar",
+    "student": TINY_STUDENT,
     "precision": "float32",
 }
 
@@ -69,9 +69,6 @@ class DistillTest(parameterized.TestCase):
         self.folder = self.create_tempdir().full_path
         self.enter_context(contextlib.chdir(self.folder))
         tiny_teacher("t.keras")
-        self.enter_context(
-            mock.patch.object(seed_tf.encoders, "backbone", tiny)
-        )
         self.log = []
         self.settings = SETTINGS | {"teacher": "t.keras", "output": "run"}
 
@@ -89,7 +86,7 @@ class DistillTest(parameterized.TestCase):
         self.assertEqual(result.summary["ended"], "finished")
         self.assertEqual(result.encoder.image_size, 16)
         images = np.zeros((2, 16, 16, 3), "uint8")
-        self.assertEqual(result.encoder.features(images).shape, (2, 4))
+        self.assertEqual(result.encoder.features(images).shape, (2, WIDTH))
         self.assertTrue(os.path.exists("run/report.html"))
         self.assertIn("Trained encoder: run/student.keras", self.log[-1])
         config = config_of("run")
@@ -186,7 +183,6 @@ class LaunchersTest(absltest.TestCase):
         folder = self.create_tempdir().full_path
         self.enter_context(contextlib.chdir(folder))
         settings = SETTINGS | {"teacher": tiny_teacher("t.keras")}
-        settings |= {"student": TINY_STUDENT, "stem": "imagenet"}
         seed_tf.distill(data="digits", output="run_a", **settings)
         flags = [f"--{k}={v}" for k, v in settings.items()]
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]

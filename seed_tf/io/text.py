@@ -43,10 +43,13 @@ def shortened(text: str, most: int = _MOST) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Returns the first line of an error's message, without the file's name."""
+    """Returns the first line of an error's message, to stand in a sentence.
+
+    It is without the file's name and without the last full stop.
+    """
     text = str(getattr(error, "strerror", None) or error)
     first = next(filter(None, map(str.strip, text.splitlines())), "")
-    return shortened(visible(first)) or type(error).__name__
+    return shortened(visible(first)).removesuffix(".") or type(error).__name__
 
 
 def shown(value: object) -> str:

@@ -195,7 +195,7 @@ class FlagsTest(parameterized.TestCase):
         paths = {
             *("data_dir", "labels_dir", "knn_data_dir", "cache_dir", "output"),
             *("teacher", "view_cache", "index", "image", "explain"),
-            *("label_list", "results"),
+            *("label_list", "results", "student_weights"),
         }
         if name != "pretrain":  # its encoder is the name of a network
             paths.add("encoder")

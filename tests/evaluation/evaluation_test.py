@@ -326,8 +326,12 @@ class EmbedTest(parameterized.TestCase):
         self.assertLen(traces, 1)
 
     @parameterized.named_parameters(
-        ("range", lambda x: x / 255.0, "multiply by 255"),
-        ("normalised", lambda x: x / 50.0 - 2, "multiply by 255"),
+        ("range", lambda x: x / 255.0, "by 255"),
+        (
+            "normalised",
+            lambda x: x / 50.0 - 2,
+            "by 255",
+        ),
         ("channels", lambda x: x[..., :1], r"\(5, 8, 8, 1\)"),
         ("single", lambda x: x[0], r"\(8, 8, 3\)"),
         ("none", lambda x: x[:0], "at least one image"),
@@ -664,7 +668,7 @@ class LinearProbeTest(parameterized.TestCase):
             probe(dataset, data)
         with self.assertRaisesRegex(ValueError, "batches .examples, labels."):
             probe(dataset.map(lambda x, y: x), data, num_classes=7)
-        with self.assertRaisesRegex(ValueError, "multiply by 255"):
+        with self.assertRaisesRegex(ValueError, "by 255"):
             scaled = images[0] / 255.0, images[1]
             probe(images, scaled, encoder=TinyEncoder())
         self.assertEqual(

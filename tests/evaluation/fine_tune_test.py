@@ -216,7 +216,7 @@ class FineTuneTest(parameterized.TestCase):
             tune(encoder, (images, labels[1:]), data)
         with self.assertRaisesRegex(ValueError, "not in train: 3"):
             tune(encoder, data, (images, labels * 3))
-        with self.assertRaisesRegex(ValueError, "multiply by 255"):
+        with self.assertRaisesRegex(ValueError, "by 255"):
             tune(encoder, (images / 255.0, labels), data)
         batches = tf.data.Dataset.from_tensor_slices(data).batch(4)
         with self.assertRaisesRegex(ValueError, "`num_classes`.*Dataset"):

@@ -296,7 +296,7 @@ class StopsTest(parameterized.TestCase):
             mock.patch.object(tf.train.Checkpoint, "write", full),
             self.assertRaisesRegex(
                 OSError,
-                "step 3 could not be written.*No space left.*steps 1, 2 are "
+                "step 3 could not be written.*quota is full.*steps 1, 2 are "
                 "intact",
             ),
         ):
@@ -501,7 +501,7 @@ class RunFolderTest(parameterized.TestCase):
             mock.patch.object(
                 files, "flush", side_effect=OSError(28, "No space left")
             ),
-            self.assertRaisesRegex(OSError, "cannot be written: No space left"),
+            self.assertRaisesRegex(OSError, "the disk or a quota is full"),
         ):
             RunFolder(self.path, {}).claim()
         self.assertEqual(os.listdir(self.path), ["file"])
