@@ -85,6 +85,12 @@ class Settings:
     k: int = setting(
         10, "Labels and neighbours in an answer, at most.", minimum=1
     )
+    limits: str | None = setting(
+        None,
+        "Accepts files that differ more from the Keras model: largest "
+        "difference of a number in an embedding, smallest mean cosine, "
+        "smallest share of common neighbours, as in 0.001,0.99,0.8.",
+    )
     license: str | None = setting(None, "License for the model card.")
     batch_size: int = setting(64, "Images run at a time.", minimum=1)
 
@@ -129,6 +135,7 @@ class Run:
             raise ValueError(
                 f"--name must be a file name. Received: {self.name!r}."
             )
+        self.limits = settings.limits and _limits(settings.limits)
         if settings.int8_inputs and "int8" not in settings.precision:
             raise ValueError("--int8_inputs needs --precision=int8.")
         if settings.index and "saved_model" not in settings.format:
@@ -182,6 +189,16 @@ class Run:
         )
 
 
+def _limits(text):
+    try:
+        return seed_tf.export.Limits(*map(float, text.split(",")))
+    except (TypeError, ValueError):
+        raise ValueError(
+            "--limits must be three numbers, as in 0.001,0.99,0.8. "
+            f"Received: {text!r}."
+        ) from None
+
+
 # These functions yield each path, and its comparison with the Keras model.
 def saved_model(run: Run) -> Written:
     """Writes a model for TensorFlow Serving."""
@@ -196,6 +213,7 @@ def saved_model(run: Run) -> Written:
         labels=labels,
         index=run.settings.index,
         k=run.settings.k,
+        limits=run.limits,
         card={
             "source": run.settings.encoder,
             "license": run.settings.license,
@@ -229,6 +247,7 @@ def litert(run: Run) -> Written:
                 batch_size=batch,
                 int8_inputs=run.settings.int8_inputs and precision == "int8",
                 labelled=run.labelled,
+                limits=run.limits,
             ),
         )
 
@@ -244,6 +263,7 @@ def onnx(run: Run) -> Written:
             images=run.images,
             image_size=run.size,
             labelled=run.labelled,
+            limits=run.limits,
         ),
     )
 

@@ -98,6 +98,13 @@ class LauncherTest(absltest.TestCase):
         )
         self.assertIn("k-NN, exported", printed)
 
+    @pytest.mark.slow
+    def test_limits(self):
+        flags = "--format=litert", f"--data_dir={self.labelled}"
+        printed = self.launch(*flags, "--limits=0,1,1", code=1)
+        self.assertRegex(printed, "the limit is 0.*pass wider --limits")
+        self.launch(*flags, "--limits=9,-1,0")
+
     def test_an_encoder_that_remembers_its_size(self):
         self.encoder.image_size = 20
         path = os.path.join(self.folder, "alone.keras")
@@ -119,6 +126,7 @@ class LauncherTest(absltest.TestCase):
                 "Expected a .keras file",
             ),
             (("--name=a/b",), {}, "--name must be a file name"),
+            (("--limits=1,2",), {}, "--limits must be three numbers"),
             (("--format=litert",), {}, "need --data_dir"),
             (("--int8_inputs",), {}, "--int8_inputs needs --precision=int8"),
             (("--format=onnx", "--index=x"), {}, "needs --format=saved_model"),
