@@ -187,23 +187,26 @@ class KerasFilesTest(parameterized.TestCase):
                 seed_tf.checkpoints.save_torch(other, path)
 
 
+NARROW = {"width": 16}  # a quarter of the channels
+
+
 @needs_torch
 class TeachersTest(PublishedTestCase):
     # The narrow one has the shapes of SwAV's x5, a twentieth as wide; x4 and
     # x5 themselves would take gigabytes, see `test_recognised_by_shapes`.
     @parameterized.named_parameters(
-        ("moco_v1", "moco_file", "moco_v1", "resnet50", "linear", {}),
+        ("moco_v1", "moco_file", "moco_v1", "resnet50", "linear", NARROW),
         ("moco_v2", "moco_file", "moco_v2", "resnet50", "mlp", {}),
-        ("simclr", "simclr_file", "simclr", "resnet50", "mlp_bn", {}),
+        ("simclr", "simclr_file", "simclr", "resnet50", "mlp_bn", NARROW),
         ("swav", "swav_file", "swav", "resnet50", "mlp_bn", {}),
-        ("swav_x2", "swav_file", "swav", "resnet50w2", "mlp_bn", {}),
+        ("swav_x2", "swav_file", "swav", "resnet50w2", "mlp_bn", NARROW),
         (
             *("swav_x5_narrow", "swav_file", "swav", "resnet50w5", "mlp"),
             {"width": 4, "hidden": 640},
         ),
         (
             *("deepcluster_v2", "deepcluster_file", "deepcluster_v2"),
-            *("resnet50", "mlp_bn", {}),
+            *("resnet50", "mlp_bn", NARROW),
         ),
         ("supervised", "classifier_file", "torchvision", "resnet34", None, {}),
     )
