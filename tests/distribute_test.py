@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from helpers.devices import two_logical_cpus
+from helpers.devices import two_logical_cpus, two_replicas
 from helpers.light_views import crop_and_flip
 
 import seed_tf
@@ -37,12 +37,6 @@ def tower(width, *, synchronized=True):
             keras.layers.Dense(4),
         ]
     )
-
-
-@functools.cache
-def two_replicas():
-    """One strategy: a second one's collectives would meet the first one's."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def batches(count, size=8):

@@ -8,6 +8,7 @@ import keras_cv
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from helpers.devices import two_replicas
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
 from seed_tf import keras_internals
@@ -210,7 +211,7 @@ class KerasInternalsTest(parameterized.TestCase):
 
     def test_steady_input_of_replicas(self):
         """Breaks: the same with several replicas."""
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        strategy = two_replicas()
         with strategy.scope():
             model = linear(SteadySequential)
         self.assertIsInstance(model.distribute_strategy, type(strategy))

@@ -392,9 +392,10 @@ class KerasModelTest(parameterized.TestCase):
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
     @pytest.mark.slow
     def test_mixed_precision(self, policy):
+        views = seed_tf.views.moco_v2(2)
         keras.mixed_precision.set_global_policy(policy)
         try:
-            model = self.model()
+            model = self.model(views=views)
             wrapped = isinstance(
                 model.optimizer, keras.optimizers.LossScaleOptimizer
             )
@@ -403,7 +404,11 @@ class KerasModelTest(parameterized.TestCase):
             history = model.fit(data, epochs=20, verbose=0).history
         finally:
             keras.mixed_precision.set_global_policy("float32")
-        full = self.model().fit(data, epochs=20, verbose=0).history
+        full = self.model(
+            views=views,
+            acceleration=seed_tf.acceleration.Plan(student_policy="float32"),
+        )
+        full = full.fit(data, epochs=20, verbose=0).history
         # In the first epoch float16 finds its loss scale, skipping steps.
         np.testing.assert_allclose(
             history["loss"][1:], full["loss"][1:], rtol=0.05

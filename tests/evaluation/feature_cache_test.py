@@ -270,7 +270,7 @@ class FeatureCacheTest(parameterized.TestCase):
             os.remove(os.path.join(entry, name))
         with self.assertLogs(level="WARNING") as logs:
             features, _ = self.cache().features(encoder, self.images)
-        self.assertIn("damaged", logs.output[0])
+        self.assertIn("Computing the features again", logs.output[0])
         self.assertEqual(self.counter.passes, 2)
         np.testing.assert_array_equal(features, expected)
 

@@ -1,5 +1,7 @@
 """Two logical CPUs in every test process."""
 
+import functools
+
 import tensorflow as tf
 
 
@@ -14,3 +16,9 @@ def two_logical_cpus():
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * 2
         )
+
+
+@functools.cache
+def two_replicas():
+    """One strategy: a second one's collectives would meet the first one's."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

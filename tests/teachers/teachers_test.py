@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from helpers import hugging_face
+from helpers.devices import two_replicas
 from helpers.hugging_face import vector, write
 from helpers.runs import command, pictures
 
@@ -134,7 +135,7 @@ class TrainingTest(parameterized.TestCase):
     def test_trains(self, policy, xla, two_devices):
         strategy = tf.distribute.get_strategy()
         if two_devices:
-            strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+            strategy = two_replicas()
         self.addCleanup(keras.config.set_dtype_policy, "float32")
         keras.config.set_dtype_policy(policy)
         with strategy.scope():

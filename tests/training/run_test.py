@@ -223,7 +223,7 @@ class GoesOnTest(parameterized.TestCase):
             f.write(
                 textwrap.dedent(f"""
                 import sys
-                sys.path[:0] = [{str(ROOT)!r}, {str(HERE)!r}]
+                sys.path[:0] = {[str(HERE), str(HERE.parent), str(ROOT)]}
                 import run_test
                 print("ready", flush=True)
                 run_test.train({output!r}, run_test.model(),

@@ -16,7 +16,7 @@ import scipy.ndimage
 import scipy.stats
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from helpers.devices import two_logical_cpus
+from helpers.devices import two_logical_cpus, two_replicas
 from PIL import Image, ImageEnhance
 
 from seed_tf import (
@@ -747,7 +747,7 @@ class PipelinesTest(LayerTest):
 
     @pytest.mark.slow
     def test_two_replicas(self):
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        strategy = two_replicas()
         with strategy.scope():
             view = views.moco_v2(24)
         images, step = random_images(4), tf.constant(9, tf.int64)
