@@ -112,7 +112,6 @@ class EncodersTorchTest(parameterized.TestCase):
         ("resnet34", 48),
         ("resnet50", 48),
         ("resnet101", 48),
-        ("resnet152", 48),
         ("resnet50w2", 48),
         ("resnet50w4", 32, "imagenet", "float32"),  # to save memory
         ("mobilenet_v3_large", 224),
