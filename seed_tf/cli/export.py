@@ -135,7 +135,7 @@ class Run:
             raise ValueError(
                 f"--name must be a file name. Received: {self.name!r}."
             )
-        self.limits = settings.limits and _limits(settings.limits)
+        self.limits = _limits(settings.limits) if settings.limits else None
         if settings.int8_inputs and "int8" not in settings.precision:
             raise ValueError("--int8_inputs needs --precision=int8.")
         if settings.index and "saved_model" not in settings.format:
