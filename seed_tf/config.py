@@ -347,8 +347,8 @@ class DistillConfig(RunConfig):
     )
     student: str = setting(
         "mobilenet_v3_large",
-        "Backbone, by name, with random weights; or a network as of `teacher`, "
-        "of which a file or a function keep their weights.",
+        "Backbone, by name, with random weights; or a network as of `teacher`. "
+        "A file and a function keep their weights.",
     )
     student_weights: str | None = setting(
         None,

@@ -238,8 +238,8 @@ def _run_in(folder, config, strategy, log):
     license = distils and teachers.license_of(config.teacher)
     if license:
         log(
-            f"The teacher's license is {license}. Look what it says of models "
-            "that learn from the teacher."
+            f"The teacher's license is {license}. Read whether it covers "
+            "models that learn from the teacher."
         )
         facts["teacher_license"] = license
     folder.claim(**facts)

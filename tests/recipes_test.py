@@ -265,10 +265,11 @@ QUICK = (
 
 
 def others():
-    """One recipe of each kind. Those that differ in a number build alike."""
+    """One recipe of each kind: depths, widths and numbers build alike."""
     kinds = {}
     for name in recipes.names():
-        kinds.setdefault(re.sub(r"_[\d.]+$", "", name), name)
+        kind = re.sub(r"_[\d.]+$|resnet\d+(w\d)?|(?<=_b)\d", "", name)
+        kinds.setdefault(kind, name)
     return [name for name in kinds.values() if name not in QUICK]
 
 

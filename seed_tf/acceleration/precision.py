@@ -85,8 +85,8 @@ def layers_for_16_bits(network: keras.Model) -> list[keras.layers.Layer]:
     owner chose, or if a layer may be unsafe in 16 bits.
 
     Args:
-        network: an `Encoder`, of which the backbone and the head count, or a
-            functional or sequential keras.Model.
+        network: a functional or sequential keras.Model, or an `Encoder`,
+            whose backbone and head are looked at.
     """
     parts = [network]
     if isinstance(network, Encoder):

@@ -96,8 +96,7 @@ def padded(
         max_boxes: int, M, no smaller than m.
 
     Returns:
-        Image and objects. Objects without area, of which COCO has a few, count
-        as crowds.
+        Image and objects. Objects without area count as crowds: COCO has a few.
     """
     boxes = tf.clip_by_value(boxes, 0.0, 1.0)
     image, boxes = resize(image, boxes, image_size)
