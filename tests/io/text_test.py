@@ -23,6 +23,14 @@ class TextTest(parameterized.TestCase):
         self.assertEqual(text.visible(name), expected)
 
     @parameterized.parameters(
+        (ValueError("No room.\nAt all."), "No room"),
+        (OSError(28, "No space left", "a/b"), "No space left"),
+        (KeyError(), "KeyError"),
+    )
+    def test_reason_stands_in_a_sentence(self, error, expected):
+        self.assertEqual(text.reason(error), expected)
+
+    @parameterized.parameters(
         (ValueError("No such view."), "No such view."),
         (ValueError(), "ValueError"),
         (
