@@ -23,7 +23,7 @@ from seed_tf.detection import (
     comparison,
     training,
 )
-from seed_tf.detection.boxes import checked
+from seed_tf.detection.boxes import checked, padded
 from seed_tf.detection.synthetic_detection import synthetic_detection
 from seed_tf.encoders.backbones import BACKBONES
 from seed_tf.encoders.resnet import resnet
@@ -140,6 +140,23 @@ class PyramidTest(parameterized.TestCase):
 
 
 class BoxesTest(parameterized.TestCase):
+    def test_boxes_are_cut_at_the_image_and_those_without_area_are_crowds(self):
+        given = [[-0.2, 0.5, 0.5, 1.3], [0.5, 0.5, 0.5, 0.9]]  # y1, x1, y2, x2
+        _, objects = padded(
+            tf.zeros([8, 8, 3]),
+            tf.constant(given),
+            tf.constant([0.0, 1.0]),
+            tf.constant([False, False]),
+            image_size=8,
+            max_boxes=3,
+        )
+        np.testing.assert_allclose(
+            objects["boxes"],
+            [[4, 0, 8, 4], [4, 4, 7.2, 4], [-1] * 4],
+            atol=1e-5,
+        )
+        np.testing.assert_array_equal(objects["crowd"], [False, True, False])
+
     def test_flip(self):
         rng = np.random.default_rng(0)
         images = rng.uniform(size=(3, 8, 8, 3)).astype("float32")
